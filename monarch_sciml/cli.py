@@ -1,0 +1,92 @@
+"""The command line: ``monarch-sciml pde generate | train | evaluate`` and ``monarch-sciml info``.
+
+Each command is a frozen dataclass; tyro makes options and ``--help`` from its fields. What is imported here is
+light enough that ``--help`` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+# 10 MB activations are allocated and freed at every step; huge pages spare the kernel most of that work
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import tyro
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.pde.generate import GenerateConfig, generate
+from monarch_sciml.pde.recipe import TrainConfig, train
+from monarch_sciml.pde.evaluation import EvaluateConfig, evaluate, markdown_table
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Simulate Navier–Stokes trajectories into an HDF5 file. A killed run continues where it stopped."""
+
+    out: Path
+    """The file to write, ending in .h5; its configuration is saved beside it."""
+    config: GenerateConfig = field(default_factory=GenerateConfig)
+    device: str = "cpu"
+    """Where to simulate: cpu or cuda."""
+    threads: int | None = None
+    """CPU threads; torch decides by default."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True)
+class Pde:
+    """Neural operators on PDE trajectories."""
+
+    command: (
+        Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[TrainConfig, tyro.conf.subcommand("train")]
+        | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    )
+
+
+@dataclass(frozen=True)
+class Info:
+    """Print versions, threads and device: for the record, and for bug reports."""
+
+
+Command = Annotated[Pde, tyro.conf.subcommand("pde")] | Annotated[Info, tyro.conf.subcommand("info")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. A mistake in data or settings ends in one line on stderr and exit status 2."""
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    command = tyro.cli(Command, prog="monarch-sciml", args=arguments, config=style)
+    try:
+        _run(command.command if isinstance(command, Pde) else command)
+    except InputError as error:
+        print(f"monarch-sciml: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(command: Generate | TrainConfig | EvaluateConfig | Info) -> None:
+    match command:
+        case Generate():
+            _set_threads(command.threads)
+            print(generate(command.out, command.config, progress=not command.quiet, device=command.device))
+        case TrainConfig():
+            print(train(command))
+        case EvaluateConfig():
+            print(markdown_table(evaluate(command)))
+            print("\n".join(str(path) for path in sorted(command.out.iterdir())))
+        case Info():
+            from monarch_sciml.training.run import environment
+
+            print("\n".join(f"{name:>14}  {value}" for name, value in environment().items()))
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,49 @@
+"""The definitions: each operation once, as an einsum that reads like its formula."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["monarch_dense", "monarch_multiply", "spectral_convolution"]
+
+
+def monarch_dense(L: Tensor, R: Tensor) -> Tensor:
+    """Entries of a Monarch matrix, ``M[(ℓ,j),(k,i)] = L[j,ℓ,k] · R[k,j,i]``.
+
+    ``L`` (..., J, S, K) and ``R`` (..., K, J, I) give (..., S·J, K·I). Costs one multiply per entry.
+    """
+    J, S, K = L.shape[-3:]
+    I = R.shape[-1]
+    M = torch.einsum("...jlk,...kji->...ljki", L, R)
+    return M.reshape(*M.shape[:-4], S * J, K * I)
+
+
+def monarch_multiply(x: Tensor, L: Tensor, R: Tensor) -> Tensor:
+    """``y = M x`` along the last dimension: ``y[(ℓ,j)] = Σ_k L[j,ℓ,k] Σ_i R[k,j,i] x[(k,i)]``.
+
+    ``x`` (..., K·I), ``L`` (..., J, S, K), ``R`` (..., K, J, I); leading dimensions broadcast. Returns
+    (..., S·J).
+    """
+    K, I = R.shape[-3], R.shape[-1]
+    z = torch.einsum("...kji,...ki->...kj", R, x.reshape(*x.shape[:-1], K, I))
+    return torch.einsum("...jlk,...kj->...lj", L, z).flatten(-2)
+
+
+def spectral_convolution(
+    x: Tensor, analysis: Sequence[Tensor], weight: Tensor, synthesis: Sequence[Tensor]
+) -> Tensor:
+    """``y = Re(V (w · (W x)))`` with one matrix per axis, a mixing of channels per mode.
+
+    ``x`` real (B, C_in, n_1 … n_d); ``analysis[a]`` is W_a as planes (2, m_a, n_a) of real and imaginary
+    parts; ``weight`` (m_1 … m_d, C_in, C_out, 2); ``synthesis[a]`` is V_a as planes (2, n′_a, m_a). Returns
+    real (B, C_out, n′_1 … n′_d).
+    """
+    z = torch.complex(x, torch.zeros_like(x))
+    for axis, W in enumerate(analysis, start=2):
+        z = (z.movedim(axis, -1) @ torch.complex(W[0], W[1]).mT).movedim(-1, axis)
+    w = torch.view_as_complex(weight.contiguous())
+    z = torch.einsum("bi...,...io->bo...", z, w)
+    for axis, V in enumerate(synthesis, start=2):
+        z = (z.movedim(axis, -1) @ torch.complex(V[0], V[1]).mT).movedim(-1, axis)
+    return z.real

@@ -1,0 +1,17 @@
+"""Operator algebra: Monarch matrices, the transforms they represent exactly, the nearest Monarch matrix."""
+
+from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
+from monarch_sciml.linalg.operator import LinearOperator
+from monarch_sciml.linalg.projection import project
+from monarch_sciml.linalg.transforms import balanced_factors, dft, interpolation, truncated_dft
+
+__all__ = [
+    "LinearOperator",
+    "MonarchMatrix",
+    "StridePermutation",
+    "balanced_factors",
+    "dft",
+    "interpolation",
+    "project",
+    "truncated_dft",
+]

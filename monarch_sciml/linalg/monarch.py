@@ -1,0 +1,90 @@
+"""The Monarch matrix M = P L Pᵀ R of Dao et al. (ICML 2022, arXiv 2204.00595)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import monarch_dense, monarch_multiply
+from monarch_sciml.linalg.operator import LinearOperator
+
+__all__ = ["MonarchMatrix", "StridePermutation"]
+
+
+class StridePermutation(LinearOperator):
+    """Reads a vector of length p·q with stride q: ``(Πx)[(b, a)] = x[(a, b)]``, a < p, b < q.
+
+    It is the transposition of a row-major p × q matrix. Costs one copy, no arithmetic.
+    """
+
+    def __init__(self, p: int, q: int):
+        self.p, self.q = p, q
+        self.shape = (p * q, p * q)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Permute the last dimension."""
+        return x.unflatten(-1, (self.p, self.q)).mT.flatten(-2)
+
+    @property
+    def H(self) -> StridePermutation:
+        """The adjoint, which is the inverse: stride p in place of q."""
+        return StridePermutation(self.q, self.p)
+
+
+class MonarchMatrix(LinearOperator):
+    """``M[(ℓ,j),(k,i)] = L[j,ℓ,k] · R[k,j,i]``: two block-diagonal factors around a permutation.
+
+    ``L`` (..., J, S, K) holds J blocks of S × K, ``R`` (..., K, J, I) holds K blocks of J × I; the matrix
+    has S·J rows and K·I columns, J·S·K + K·J·I parameters, and multiplies a vector in as many
+    multiply-adds. Real or complex, any dtype; leading dimensions make a batch of matrices. Raises
+    ``InputError`` when the factors do not fit together.
+    """
+
+    def __init__(self, L: Tensor, R: Tensor):
+        if L.ndim < 3 or R.ndim < 3 or L.shape[-1] != R.shape[-3] or L.shape[-3] != R.shape[-2]:
+            raise InputError(
+                "factors L (..., J, S, K) and R (..., K, J, I)",
+                f"L {tuple(L.shape)} and R {tuple(R.shape)}",
+                "L needs one block per output of R's blocks, each as wide as R has blocks",
+            )
+        if L.shape[:-3] != R.shape[:-3]:
+            raise InputError(
+                "equal batch dimensions",
+                f"L {tuple(L.shape)} and R {tuple(R.shape)}",
+                "expand the smaller factor to the batch of the other",
+            )
+        self.L, self.R = L, R
+        J, S, K = L.shape[-3:]
+        self.shape = (S * J, K * R.shape[-1])
+
+    @property
+    def nblocks(self) -> tuple[int, int]:
+        """(J, K): the number of blocks of L and of R."""
+        return self.L.shape[-3], self.R.shape[-3]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """M x for one vector (n,) or for the rows of x (..., n).
+
+        A batch of matrices (b…, m, n) takes x (b…, c, n), c vectors per matrix, and broadcasts over b as
+        ``torch.matmul`` does.
+        """
+        if self.L.ndim > 3 and x.ndim > 1:
+            return monarch_multiply(x, self.L.unsqueeze(-4), self.R.unsqueeze(-4))
+        return monarch_multiply(x, self.L, self.R)
+
+    @property
+    def H(self) -> LinearOperator:
+        """The adjoint, Monarch again between two stride permutations: factors R[k]ᴴ and L[j]ᴴ."""
+        J, S, K = self.L.shape[-3:]
+        I = self.R.shape[-1]
+        inner = MonarchMatrix(self.R.mH, self.L.mH)
+        return StridePermutation(I, K) @ inner @ StridePermutation(S, J)
+
+    def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The matrix (..., S·J, K·I): O(n²) memory."""
+        M = monarch_dense(self.L, self.R)
+        return M if dtype is None else M.to(dtype)
+
+    def __repr__(self) -> str:
+        return f"MonarchMatrix{self.shape} with {self.nblocks} blocks, {self.L.dtype}"

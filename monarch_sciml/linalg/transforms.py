@@ -1,0 +1,117 @@
+"""Transforms that Monarch matrices represent exactly, with angles built from integers in float64."""
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
+from monarch_sciml.linalg.operator import LinearOperator
+
+__all__ = ["Norm", "balanced_factors", "dft", "interpolation", "truncated_dft"]
+
+Norm = Literal["backward", "ortho", "forward"]
+
+
+def balanced_factors(n: int) -> tuple[int, int]:
+    """The split n = p·q with p ≤ q as close to √n as divisors allow; (1, n) when n is prime."""
+    if n < 1:
+        raise InputError("a size of at least 1", str(n), "pass the length of the axis")
+    p = next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
+    return p, n // p
+
+
+def _roots(n: int, exponent: Tensor) -> Tensor:
+    """exp(−2πi·exponent/n), the integer exponents reduced modulo n first: float64 accuracy at any size."""
+    angle = (-2 * math.pi / n) * (exponent % n).double()
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def _scale(n: int, norm: str, inverse: bool) -> float:
+    if norm not in ("backward", "ortho", "forward"):
+        raise InputError("norm 'backward', 'ortho' or 'forward'", repr(norm), "use torch.fft's names")
+    if norm == "ortho":
+        return n**-0.5
+    return 1 / n if (norm == "forward") != inverse else 1.0
+
+
+def truncated_dft(
+    n: int,
+    n_modes: int,
+    first: int | None = None,
+    *,
+    norm: Norm = "ortho",
+    dtype: torch.dtype = torch.complex128,
+) -> LinearOperator:
+    """The DFT onto the modes first … first + n_modes − 1, ``X[k] = s Σ_j exp(−2πi jk/n) x[j]``.
+
+    A pruned FFT in one rectangular Monarch matrix: with n = p·q, j = j1·q + j2 and k = first + ℓ·p + c,
+    exp(−2πi jk/n) = ω_p^{j1·(first+c)} · ω_n^{j2·k}, so that after a stride permutation
+    ``R[j2, c, j1] = ω_p^{j1(first+c)}`` and ``L[c, ℓ, j2] = ω_n^{j2·k}``. Rows come in increasing frequency.
+
+    ``first`` defaults to −(n_modes // 2), centred modes. p is the divisor of n nearest to √n; when it does
+    not divide n_modes the last rows are frequencies beyond the requested ones, and the operator has
+    ⌈n_modes/p⌉·p rows: slice what you asked for. A prime n makes one dense block, exact at O(n·n_modes).
+    Shape of the result: (⌈n_modes/p⌉·p, n). Raises ``InputError`` unless 1 ≤ n_modes ≤ n.
+    """
+    if not 1 <= n_modes <= n:
+        raise InputError(f"between 1 and {n} modes on a grid of {n} points", f"{n_modes}", "lower n_modes")
+    first = -(n_modes // 2) if first is None else first
+    p, q = balanced_factors(n)
+    S = -(-n_modes // p)
+    j1, c, ell, j2 = torch.arange(p), torch.arange(p), torch.arange(S), torch.arange(q)
+    k = first + ell[None, :] * p + c[:, None]  # (c, ℓ)
+    R = _roots(p, (first + c)[:, None] * j1[None, :]).expand(q, p, p)
+    L = _roots(n, k[:, :, None] * j2)
+    s = _scale(n, norm, inverse=False)
+    # the scale is shared so that the factors of an orthonormal transform are orthonormal themselves
+    L, R = L * (s * p**0.5), R * p**-0.5
+    return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(p, q)
+
+
+def dft(
+    n: int,
+    *,
+    inverse: bool = False,
+    norm: Norm = "ortho",
+    centered: bool = False,
+    dtype: torch.dtype = torch.complex128,
+) -> LinearOperator:
+    """The discrete Fourier transform of any length as Monarch matrix times stride permutation.
+
+    ``X[k] = s Σ_j exp(∓2πi jk/n) x[j]``, s as in ``torch.fft`` (norm). ``centered=True`` puts the origin of
+    both domains at n // 2, the convention of MRI: fftshift ∘ DFT ∘ ifftshift, absorbed in the factors.
+
+    With n = p·q it holds 2·n·√n numbers at best (p ≈ q); a prime n is one dense block: exact, O(n²).
+    """
+    p, q = balanced_factors(n)
+    centre = n // 2 if centered else 0
+    j1, k1, k2, j2 = torch.arange(p), torch.arange(p), torch.arange(q), torch.arange(q)
+    k = k1[:, None] + p * k2[None, :] - centre  # (k1, k2)
+    # exp(−2πi (j − c)(k − c)/n): the part that depends on j1 is a p-th root, the rest goes to L
+    R = _roots(p, (k1 - centre)[:, None] * j1[None, :]).expand(q, p, p)
+    L = _roots(n, k[:, :, None] * (j2 - centre))
+    L, R = L * (_scale(n, norm, inverse) * p**0.5), R * p**-0.5
+    if inverse:
+        L, R = L.conj().resolve_conj(), R.conj().resolve_conj()
+    return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(p, q)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is cached must serve training too
+def interpolation(n_from: int, n_to: int) -> Tensor:
+    """Trigonometric interpolation between periodic grids of spacing 1/n_from and 1/n_to, complex128.
+
+    ``T[x, y] = (1/n_from) Σ_k exp(2πi k (x/n_to − y/n_from))`` over the r = min(n_from, n_to) frequencies
+    −(r // 2) … (r − 1) // 2 that both grids hold: exact for band-limited input, truncation otherwise. For
+    even r the frequency −r/2 has no positive partner: the real part of T shares it between both, which is
+    what real data want. Shape (n_to, n_from). Cached: do not modify it.
+    """
+    r = min(n_from, n_to)
+    k = torch.arange(-(r // 2), (r - 1) // 2 + 1, device="cpu")
+    synthesis = _roots(n_to, -torch.arange(n_to, device="cpu")[:, None] * k)
+    analysis = _roots(n_from, k[:, None] * torch.arange(n_from, device="cpu")) / n_from
+    return synthesis @ analysis

@@ -1,0 +1,6 @@
+"""Trainable layers built on Monarch transforms."""
+
+from monarch_sciml.nn.spectral import MonarchSpectralConv
+from monarch_sciml.nn.transform import LearnedTransform
+
+__all__ = ["LearnedTransform", "MonarchSpectralConv"]

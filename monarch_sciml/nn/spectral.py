@@ -1,0 +1,213 @@
+"""The spectral convolution of a Fourier neural operator, with transforms that learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import spectral_convolution
+from monarch_sciml.linalg import interpolation
+from monarch_sciml.nn.transform import LearnedTransform
+
+__all__ = ["MonarchSpectralConv"]
+
+
+class MonarchSpectralConv(nn.Module):
+    """``y = V (w · (W x)) + b``: analyse along each axis, mix channels per mode, synthesise.
+
+    W and V are truncated Monarch transforms, one per axis and direction, that start as the exact DFT and its
+    inverse (norm="forward") and are trained like every other parameter. At initialisation the layer equals
+    rfftn → truncate → multiply → irfftn, the convolution of Li et al. (arXiv 2010.08895), on every grid.
+
+    Args:
+        in_channels, out_channels: channel counts.
+        n_modes: modes per axis, in total, as in neuraloperator: n_modes=(24, 24) keeps frequencies −12 … 11
+            along the first axis and 0 … 12 along the last, whose negative half is redundant for real data.
+        grid: points per axis the transforms are defined on, usually the training grid. Any sizes work;
+            those with divisors near their square root have the smallest factors, primes have dense ones.
+        learned: True trains the transforms, False keeps the exact DFT (a pruned-DFT FNO layer).
+        bias: a constant per output channel.
+        resolution_scaling_factor: output grid divided by input grid, one number or one per axis.
+        max_n_modes: modes to hold weights for, when ``n_modes`` is to grow during training.
+
+    Shapes:
+        x (B, in_channels, n_1 … n_d), real, on a periodic grid over the same domain for every size → (B,
+        out_channels, n′_1 … n′_d). Other grid sizes than ``grid`` compose the transforms with exact
+        trigonometric interpolation.
+
+    Parameters are real: ``weight`` (m_1 … m_d, in_channels, out_channels, 2). Cost: one GEMM per axis and
+    direction of 4·m·n multiply-adds per line and one batched GEMM over the kept modes.
+
+    Raises:
+        InputError: more modes than grid points, or an input whose axes do not match.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        n_modes: int | Sequence[int],
+        *,
+        grid: int | Sequence[int],
+        learned: bool = True,
+        bias: bool = True,
+        resolution_scaling_factor: float | Sequence[float] | None = None,
+        max_n_modes: int | Sequence[int] | None = None,
+    ):
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.grid = (grid,) if isinstance(grid, int) else tuple(grid)
+        total = _per_axis(n_modes if max_n_modes is None else max_n_modes, len(self.grid), "n_modes")
+        for m, n in zip(total, self.grid, strict=True):
+            if not 1 <= m <= n:
+                raise InputError(
+                    f"between 1 and {n} modes on a grid of {self.grid}",
+                    f"n_modes={total}",
+                    "lower n_modes or train on a finer grid",
+                )
+        self.max_n_modes = total
+        self.resolution_scaling_factor = (
+            None
+            if resolution_scaling_factor is None
+            else _per_axis(resolution_scaling_factor, len(self.grid), "resolution_scaling_factor")
+        )
+
+        def transforms(sign: int) -> nn.ModuleList:
+            """sign −1: analysis, norm 1/n. sign +1: synthesis, stored as the adjoint of an analysis."""
+            last = len(self.grid) - 1
+            modules = []
+            for axis, (m, n) in enumerate(zip(total, self.grid, strict=True)):
+                half = axis == last
+                modules.append(
+                    LearnedTransform(
+                        n,
+                        m // 2 + 1 if half else m,
+                        first=0 if half else None,
+                        scale=n ** (sign / 2),
+                        hermitian=half and sign > 0,
+                        learned=learned,
+                    )
+                )
+            return nn.ModuleList(modules)
+
+        self.analysis, self.synthesis = transforms(-1), transforms(+1)
+        std = (2 / (in_channels + out_channels)) ** 0.5
+        modes = [t.n_modes for t in self._transforms(self.analysis)]
+        # as torch's complex normal: the variance is shared by real and imaginary part
+        self.weight = nn.Parameter(torch.randn(*modes, in_channels, out_channels, 2) * std * 2**-0.5)
+        self.bias = nn.Parameter(std * torch.randn(out_channels, *[1] * len(self.grid))) if bias else None
+        self.n_modes = n_modes
+
+    @classmethod
+    def on_grid(
+        cls, grid: int | Sequence[int], *, learned: bool = True
+    ) -> Callable[..., MonarchSpectralConv]:
+        """A ``conv_module`` for ``neuralop.models.FNO``, with transforms defined on ``grid``.
+
+        ``FNO(n_modes=(24, 24), …, conv_module=MonarchSpectralConv.on_grid((64, 64)))``. Options of
+        neuraloperator's layer that have no meaning here (tensor factorisation of the weights, separable or
+        complex-valued convolution, half-precision FFT) raise ``InputError`` rather than being ignored.
+        """
+
+        def conv_module(in_channels: int, out_channels: int, n_modes: Sequence[int], **options: Any):
+            kept = {k: options.pop(k, None) for k in ("resolution_scaling_factor", "max_n_modes")}
+            bias = options.pop("bias", True)
+            for name in ("rank", "fixed_rank_modes", "implementation", "decomposition_kwargs"):
+                options.pop(name, None)  # details of a factorisation, which must be absent
+            neutral = {
+                "factorization": (None, "Dense", "dense"),
+                "separable": (False,),
+                "complex_data": (False,),
+                "fno_block_precision": ("full",),
+            }
+            for name, value in options.items():
+                if value not in neutral.get(name, ()):
+                    raise InputError(
+                        "dense, real-valued, full-precision mode mixing",
+                        f"{name}={value!r}",
+                        "leave this option at its default, or use neuraloperator's SpectralConv",
+                    )
+            return cls(in_channels, out_channels, n_modes, grid=grid, learned=learned, bias=bias, **kept)
+
+        return conv_module
+
+    @property
+    def n_modes(self) -> tuple[int, ...]:
+        """Modes in use per axis, in total. Can be set, up to ``max_n_modes``: the lowest ones are used."""
+        return self._n_modes
+
+    @n_modes.setter
+    def n_modes(self, n_modes: int | Sequence[int]) -> None:
+        modes = _per_axis(n_modes, len(self.grid), "n_modes")
+        if any(not 1 <= m <= top for m, top in zip(modes, self.max_n_modes, strict=True)):
+            raise InputError(
+                f"n_modes between 1 and {self.max_n_modes}, for which there are weights",
+                f"{modes}",
+                "construct the layer with max_n_modes at least that large",
+            )
+        self._n_modes = modes
+        # positions of the modes in use among those stored
+        full = zip(modes[:-1], self.max_n_modes[:-1], strict=True)
+        self._used = [slice(top // 2 - m // 2, top // 2 - m // 2 + m) for m, top in full]
+        self._used.append(slice(0, modes[-1] // 2 + 1))
+
+    @staticmethod
+    def _transforms(modules: nn.ModuleList) -> list[LearnedTransform]:
+        return [t for t in modules if isinstance(t, LearnedTransform)]
+
+    def _output_sizes(self, x: Tensor, output_shape: Sequence[int] | None) -> tuple[int, ...]:
+        sizes = tuple(x.shape[2:])
+        if len(sizes) != len(self.grid):
+            raise InputError(
+                f"an input (batch, channels, {', '.join(f'n_{a + 1}' for a in range(len(self.grid)))})",
+                f"shape {tuple(x.shape)}",
+                f"the layer was built for {len(self.grid)} axes, grid {self.grid}",
+            )
+        if output_shape is not None:
+            return _per_axis(output_shape, len(self.grid), "output_shape")
+        if self.resolution_scaling_factor is not None:
+            return tuple(round(n * f) for n, f in zip(sizes, self.resolution_scaling_factor, strict=True))
+        return sizes
+
+    def forward(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
+        """The convolution on the grid of ``x``, evaluated on ``output_shape`` (default: the same grid)."""
+        sizes = self._output_sizes(x, output_shape)
+        if x.shape[1] != self.in_channels or x.is_complex():
+            raise InputError(
+                f"a real input with {self.in_channels} channels",
+                f"{x.dtype} of shape {tuple(x.shape)}",
+                "channels are the second axis",
+            )
+        analysis = [
+            t(n)[:, used]
+            for t, n, used in zip(self._transforms(self.analysis), x.shape[2:], self._used, strict=True)
+        ]
+        synthesis = [
+            t.adjoint(n)[..., used]
+            for t, n, used in zip(self._transforms(self.synthesis), sizes, self._used, strict=True)
+        ]
+        y = spectral_convolution(x, analysis, self.weight[tuple(self._used)], synthesis)
+        return y if self.bias is None else y + self.bias
+
+    def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
+        """``x`` on the output grid of ``forward``, by trigonometric interpolation: exact if band-limited."""
+        for axis, n in enumerate(self._output_sizes(x, output_shape), start=2):
+            if x.shape[axis] != n:
+                T = interpolation(x.shape[axis], n).real.to(x)
+                x = (x.movedim(axis, -1) @ T.mT).movedim(-1, axis)
+        return x
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return f"{self.in_channels} → {self.out_channels}, n_modes={self.n_modes}, grid={self.grid}"
+
+
+def _per_axis(value: Any, d: int, name: str) -> tuple:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * d
+    if len(values) != d:
+        raise InputError(f"one number or {d}, one per axis, for {name}", repr(value), "match the grid's axes")
+    return values

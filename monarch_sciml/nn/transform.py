@@ -1,0 +1,98 @@
+"""A truncated Fourier transform whose entries can be trained."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from monarch_sciml.linalg import MonarchMatrix, interpolation, truncated_dft
+
+__all__ = ["LearnedTransform"]
+
+
+class LearnedTransform(nn.Module):
+    """A matrix W (n_modes × n) with ``W x ≈ DFT(x)`` on the modes first … first + n_modes − 1.
+
+    W is a rectangular Monarch matrix after a stride permutation: two factors, ``L`` (p, S, q) and ``R``
+    (q, p, p), with n = p·q and S = ⌈n_modes/p⌉, about 2·n·√n numbers. It starts as the exact DFT, scaled
+    by ``scale``, and every entry of the factors is a real parameter (trailing dimension 2). The layer
+    multiplies the factors out to a matrix, which costs one multiply per entry, nothing beside the batch.
+
+    The transform belongs to the grid size n. On n′ points it is W composed with the trigonometric
+    interpolation from n′ to n points, exact for band-limited input; at initialisation that is the DFT of
+    size n′ itself.
+
+    Args:
+        n: points of the periodic grid it is defined on.
+        n_modes: number of frequencies, 1 ≤ n_modes ≤ n.
+        first: lowest frequency; default −(n_modes // 2).
+        scale: constant factor of the initial transform, relative to the orthonormal DFT. It stays outside
+            the parameters, so that their size, and with it a fair learning rate, does not depend on the norm.
+        hermitian: the modes are the half spectrum 0 … n/2 of real data: in synthesis each also stands for
+            its partner −k, so ``adjoint`` counts it twice, but 0 and half the grid size once.
+        learned: False keeps the exact DFT: buffers instead of parameters.
+
+    Raises:
+        InputError: unless 1 ≤ n_modes ≤ n.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        n_modes: int,
+        first: int | None = None,
+        *,
+        scale: float = 1.0,
+        hermitian: bool = False,
+        learned: bool = True,
+    ):
+        super().__init__()
+        self.n, self.n_modes = n, n_modes
+        self.first = -(n_modes // 2) if first is None else first
+        self.scale, self.hermitian = scale, hermitian
+        factors = cast(MonarchMatrix, truncated_dft(n, n_modes, self.first).A)  # pyright: ignore
+        L, R = torch.view_as_real(factors.L), torch.view_as_real(factors.R)
+        dtype = torch.get_default_dtype()
+        L, R = L.to(dtype).contiguous(), R.to(dtype).contiguous()
+        if learned:
+            self.L, self.R = nn.Parameter(L), nn.Parameter(R)
+        else:
+            self.register_buffer("L", L)
+            self.register_buffer("R", R)
+
+    def forward(self, size: int | None = None) -> Tensor:
+        """W on a grid of ``size`` points (default n): its real and imaginary planes (2, n_modes, size)."""
+        (Lr, Li), (Rr, Ri) = _planes(self.L, "jlk->ljk"), _planes(self.R, "kji->jik")
+        # rows (ℓ, c), columns (j1, j2): k is the block index j2, which the stride permutation put last
+        Lr, Li, Rr, Ri = Lr[:, :, None, :], Li[:, :, None, :], Rr[None], Ri[None]
+        W = torch.stack((Lr * Rr - Li * Ri, Lr * Ri + Li * Rr)) * self.scale
+        W = W.reshape(2, -1, self.n)[:, : self.n_modes]
+        if size is None or size == self.n:
+            return W
+        T = interpolation(size, self.n)
+        if self.first >= 0:  # the half spectrum holds the positive frequency of the pair ±r/2
+            T = T.conj()
+        Tr, Ti = T.real.to(W), T.imag.to(W)
+        return torch.stack((W[0] @ Tr - W[1] @ Ti, W[0] @ Ti + W[1] @ Tr))
+
+    def adjoint(self, size: int | None = None) -> Tensor:
+        """The planes of Wᴴ (2, size, n_modes), scaled so that it synthesises on ``size`` points."""
+        size = self.n if size is None else size
+        W = self(size) * (size / self.n)
+        if self.hermitian:
+            k = torch.arange(self.first, self.first + self.n_modes, device=W.device)
+            W = W * (1 + ((k != 0) & (2 * k != size)))[:, None]
+        return torch.stack((W[0].mT, -W[1].mT))
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        last = self.first + self.n_modes - 1
+        kind = "learned" if isinstance(self.L, nn.Parameter) else "fixed"
+        factors = f"{tuple(self.L.shape)} {tuple(self.R.shape)}"
+        return f"n={self.n}, modes {self.first}…{last}, {kind}, factors {factors}"
+
+
+def _planes(factor: Tensor, order: str) -> tuple[Tensor, Tensor]:
+    before, after = order.split("->")
+    permutation = [before.index(c) for c in after]
+    return factor[..., 0].permute(permutation), factor[..., 1].permute(permutation)

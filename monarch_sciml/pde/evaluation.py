@@ -1,0 +1,196 @@
+"""Evaluation: exported models → one-step and rollout errors, spectra → JSON, Markdown table, plots."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
+from monarch_sciml.pde.metrics import energy_spectrum
+from monarch_sciml.pde.models import count_parameters, load_model
+from monarch_sciml.pde.recipe import TrainConfig, split
+from monarch_sciml.pde.rollout import one_step_errors, rollout_errors
+from monarch_sciml.training import is_finished, read_json, write_json
+
+__all__ = ["EvaluateConfig", "Evaluation", "evaluate", "evaluate_run", "markdown_table"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate trained models on held-out trajectories, side by side."""
+
+    runs: tuple[Path, ...]
+    """Run directories of finished trainings; changes are given against the first."""
+    out: Path
+    """Directory for metrics.json, table.md and the plots; files of an earlier evaluation are replaced."""
+    data: Path | None = None
+    """Other trajectories than the held-out ones of the training; all of them are used."""
+    every: int | None = None
+    """Keep one grid point in so many; by default as in training. Any grid works: 1 for super-resolution."""
+    threads: int | None = None
+    """CPU threads; torch decides by default."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise InputError("at least one run directory", "none", "pass --runs DIR [DIR …]")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors of one model on held-out trajectories; relative L2 throughout."""
+
+    run: str
+    model: str
+    protocol: str
+    seed: int
+    grid: tuple[int, ...]
+    parameters: int
+    epochs: int
+    train_seconds: float | None
+    trajectories: int
+    one_step: float
+    """Mean over frames, each predicted from true ones."""
+    rollout: float
+    """Mean over trajectories of the error over the whole predicted block."""
+    rollout_standard_error: float
+    one_step_per_frame: list[float]
+    rollout_per_frame: list[float]
+    times: list[float]
+    """Of the predicted frames, or their numbers if the file has no times."""
+    spectrum: list[float] | None
+    """Energy spectrum of the last predicted frame (2-D, one channel), and of the true one."""
+    true_spectrum: list[float] | None
+
+
+def evaluate(config: EvaluateConfig) -> list[Evaluation]:
+    """Evaluate every run and write metrics.json, table.md and plots to ``config.out``.
+
+    Raises ``InputError`` for an unfinished run, a damaged export, or data that do not fit.
+    """
+    from monarch_sciml.pde import plots  # matplotlib: only here
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    pairs = [evaluate_run(run, data=config.data, every=config.every) for run in config.runs]
+    results = [result for result, _ in pairs]
+    by_model = len({r.model for r in results}) == len(results)
+    names = [r.model if by_model else r.run for r in results]
+    if any(r.times != results[0].times or r.grid != results[0].grid for r in results):
+        raise InputError(
+            "runs that predict the same frames on the same grid",
+            "; ".join(f"{r.run}: {len(r.times)} frames on {r.grid}" for r in results),
+            "evaluate them one by one",
+        )
+
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / "config.json", asdict(config))
+    except OSError as error:
+        raise InputError("an output directory that can be written", str(error), "choose another --out") from None
+    write_json(config.out / "metrics.json", [asdict(result) for result in results])
+    (config.out / "table.md").write_text(markdown_table(results))
+    examples = [example for _, example in pairs]
+    times = results[0].times
+    first = {name: prediction for name, (_, prediction) in zip(names, examples, strict=True)}
+    if len(results[0].grid) <= 2:
+        plots.save_rollouts(config.out / "rollout.png", examples[0][0], first, times)
+    curves = {name: r.rollout_per_frame for name, r in zip(names, results, strict=True)}
+    plots.save_error_over_time(config.out / "error_over_time.png", curves, times)
+    if results[0].true_spectrum is not None:
+        spectra = {name: r.spectrum for name, r in zip(names, results, strict=True) if r.spectrum is not None}
+        plots.save_spectra(config.out / "spectrum.png", {"truth": results[0].true_spectrum, **spectra})
+    tables = {name: run / "metrics.csv" for name, run in zip(names, config.runs, strict=True)}
+    plots.save_training_curves(config.out / "training.png", tables)
+    return results
+
+
+def evaluate_run(
+    run: Path, *, data: Path | None = None, every: int | None = None
+) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
+    """Errors of one finished run, and its first trajectory: truth and prediction (steps, *grid), channel 0."""
+    if not is_finished(run):
+        raise InputError(f"a finished training in {run}", "no exported model", "pass --resume to train it to its end")
+    model = load_model(run / "model")
+    saved = read_json(run / "config.json")["config"]
+    settings = replace(
+        TrainConfig(**{**saved, "data": Path(saved["data"]), "out": run}), **({"every": every} if every else {})
+    )
+    held_out = split(settings)[1] if data is None else TrajectoryDataset(data, **settings.selection).load()
+    if held_out.channels != model.config.channels or len(held_out.grid) != len(model.config.grid):
+        raise InputError(
+            f"trajectories of {model.config.channels} channels on {len(model.config.grid)} axes",
+            f"{held_out}",
+            "evaluate on data like those of the training",
+        )
+    n_in = settings.n_in
+    per_frame, per_block, one_step, spectra = [], [], [], []
+    examples: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for context, target in DataLoader(Windows(held_out, n_in, held_out.n_times - n_in), settings.batch):
+            trajectories = torch.cat((context, target), dim=1)
+            prediction, frames, blocks = rollout_errors(model, trajectories, n_in)
+            per_frame.append(frames)
+            per_block.append(blocks)
+            one_step.append(one_step_errors(model, trajectories, n_in))
+            examples.append((target[0, :, 0], prediction[0, :, 0]))
+            if target.shape[2] == 1 and target.ndim == 5:
+                last = torch.stack((target[:, -1, 0], prediction[:, -1, 0]))
+                spectra.append(energy_spectrum(last))  # (2, B, κ)
+    blocks, frames, steps = torch.cat(per_block), torch.cat(per_frame).mean(0), torch.cat(one_step).mean(0)
+    true, predicted = torch.cat(spectra, dim=1).mean(1).tolist() if spectra else (None, None)
+    times = list(range(n_in, held_out.n_times)) if held_out.times is None else held_out.times[n_in:].tolist()
+    result = Evaluation(
+        run=run.name,
+        model=settings.model,
+        protocol=settings.protocol,
+        seed=settings.seed,
+        grid=held_out.grid,
+        parameters=count_parameters(model),
+        epochs=settings.epochs,
+        train_seconds=_training_seconds(run / "metrics.csv"),
+        trajectories=len(held_out),
+        one_step=steps.mean().item(),
+        rollout=blocks.mean().item(),
+        rollout_standard_error=(blocks.std() / len(blocks) ** 0.5).item() if len(blocks) > 1 else float("nan"),
+        one_step_per_frame=steps.tolist(),
+        rollout_per_frame=frames.tolist(),
+        times=times,
+        spectrum=predicted,
+        true_spectrum=true,
+    )
+    return result, examples[0]
+
+
+def _training_seconds(table: Path) -> float | None:
+    if not table.exists():
+        return None
+    header, *_, last = table.read_text().splitlines()
+    return float(last.split(",")[header.split(",").index("seconds")])
+
+
+def markdown_table(results: Sequence[Evaluation]) -> str:
+    """One row per run; the last column is the change of the rollout error against the first run."""
+    lines = [
+        "| model | seed | parameters | training | one-step error | rollout error | against the first |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in results:
+        seconds = "–" if r.train_seconds is None else f"{r.train_seconds:.0f} s"
+        change = f"{100 * (r.rollout / results[0].rollout - 1):+.0f} %" if r is not results[0] else ""
+        lines.append(
+            f"| {r.model} | {r.seed} | {r.parameters:,} | {seconds} | {r.one_step:.4f} "
+            f"| {r.rollout:.4f} ± {r.rollout_standard_error:.4f} | {change} |"
+        )
+    r = results[0]
+    grid = " × ".join(map(str, r.grid))
+    lines += [
+        "",
+        f"Relative L2 errors over {r.trajectories} held-out trajectories on {grid} points, mean ± standard error; "
+        f"rollout over {len(r.times)} frames, t = {r.times[0]:g} … {r.times[-1]:g}.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,41 @@
+"""Autoregressive prediction: the model's own output becomes its next input."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.pde.metrics import relative_l2
+
+__all__ = ["one_step_errors", "rollout", "rollout_errors"]
+
+Predictor = Callable[[Tensor], Tensor]
+"""(B, n_in, C, *grid) → the next frame (B, C, *grid)."""
+
+
+def rollout(model: Predictor, context: Tensor, steps: int) -> Tensor:
+    """Predict ``steps`` frames after ``context`` (B, n_in, C, *grid): (B, steps, C, *grid).
+
+    The window of n_in frames slides over the predictions. Differentiable, so it also serves training.
+    """
+    frames = []
+    for _ in range(steps):
+        frame = model(context)
+        frames.append(frame)
+        context = torch.cat((context[:, 1:], frame[:, None]), dim=1)
+    return torch.stack(frames, dim=1)
+
+
+def one_step_errors(model: Predictor, trajectories: Tensor, n_in: int) -> Tensor:
+    """Relative L2 of each frame predicted from the true ones before it: (B, T − n_in)."""
+    steps = trajectories.shape[1] - n_in
+    frames = [model(trajectories[:, s : s + n_in]) for s in range(steps)]
+    return relative_l2(torch.stack(frames, dim=1), trajectories[:, n_in:], first_dim=2)
+
+
+def rollout_errors(model: Predictor, trajectories: Tensor, n_in: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Roll out from the first n_in frames to the end: predictions (B, steps, C, *grid), the error of every frame
+    (B, steps), and the error over the whole block (B,)."""
+    target = trajectories[:, n_in:]
+    prediction = rollout(model, trajectories[:, :n_in], target.shape[1])
+    return prediction, relative_l2(prediction, target, first_dim=2), relative_l2(prediction, target)

@@ -1,0 +1,16 @@
+"""Run directories and export; the loop itself, which needs Lightning, is in ``training.loop``.
+
+Knows neither PDEs nor MRI.
+"""
+
+from monarch_sciml.training.export import load_weights, save_model
+from monarch_sciml.training.run import create_run, is_finished, read_json, write_json
+
+__all__ = [
+    "create_run",
+    "is_finished",
+    "load_weights",
+    "read_json",
+    "save_model",
+    "write_json",
+]

@@ -1,0 +1,208 @@
+"""The training loop: Lightning, with a resume that is exact.
+
+Everything random in an epoch is a function of (seed, epoch) or (seed, step) alone, and checkpoints are taken
+between epochs, so a run that was killed and resumed ends with the very weights of one that was not.
+"""
+
+import csv
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from monarch_sciml.errors import InputError
+
+__all__ = ["Task", "fit", "seeded_generator"]
+
+Loss = Callable[[nn.Module, Any, torch.Generator], Tensor]
+Metrics = Callable[[nn.Module, Any], Mapping[str, Tensor]]
+Optimiser = Callable[[nn.Module, int], tuple[Optimizer, LRScheduler]]
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """A generator that depends on the integers of ``key`` alone, such as (seed, step)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+class Task(lightning.LightningModule):
+    """A model and what to do with it, as functions.
+
+    Args:
+        model: what is trained.
+        loss: (model, batch, generator) → scalar; draws random numbers only from the generator.
+        metrics: (model, batch) → named per-sample means on held-out data, evaluated without gradients.
+        optimiser: (model, steps per epoch) → optimiser and a schedule that advances every step.
+        seed: of the loss's generator.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, metrics: Metrics, optimiser: Optimiser, *, seed: int = 0):
+        super().__init__()
+        self.model, self.loss, self.metrics = model, loss, metrics
+        self.optimiser, self.seed = optimiser, seed
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One loss; stops with a clear message when it is no longer finite."""
+        loss = self.loss(self.model, batch, seeded_generator(self.seed, self.global_step))
+        if not torch.isfinite(loss):
+            raise InputError(
+                "a finite loss",
+                f"{loss.item()} at step {self.global_step}",
+                "lower the learning rate; the last checkpoint in the run directory is from before",
+            )
+        self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=_batch_size(batch))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Metrics on held-out data."""
+        for name, value in self.metrics(self.model, batch).items():
+            self.log(name, value, prog_bar=True, batch_size=_batch_size(batch), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """As Lightning wants it."""
+        steps = self.trainer.estimated_stepping_batches // (self.trainer.max_epochs or 1)
+        optimiser, schedule = self.optimiser(self.model, int(steps))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _batch_size(batch: Any) -> int:
+    return len(batch[0]) if isinstance(batch, (tuple, list)) else len(batch)
+
+
+class _EpochShuffle(Sampler[int]):
+    """A permutation that is a function of (seed, epoch); Lightning calls ``set_epoch``."""
+
+    def __init__(self, data: Sized, seed: int):
+        self.data, self.seed, self.epoch = data, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(len(self), generator=seeded_generator(self.seed, self.epoch))
+        return iter(order.tolist())
+
+
+class _AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes into a neighbouring file and renames it: a checkpoint under its name is always complete."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        super().save_checkpoint(checkpoint, f"{path}.partial", storage_options)
+        os.replace(f"{path}.partial", path)
+
+
+class _EpochTable(Callback):
+    """``metrics.csv``: one row an epoch, with the seconds of training so far; continues after a resume."""
+
+    def __init__(self, path: Path):
+        self.path, self.seconds, self.rows = path, 0.0, []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.rows = state_dict["seconds"], state_dict["rows"]
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.start = time.perf_counter()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # validation runs inside the epoch, and its time is not training time
+        self.seconds += time.perf_counter() - self.start
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows.append({"epoch": trainer.current_epoch + 1, "seconds": round(self.seconds, 3), **metrics})
+        if trainer.is_global_zero:
+            partial = self.path.with_suffix(".partial")
+            with partial.open("w", newline="") as file:
+                table = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+                table.writeheader()
+                table.writerows(self.rows)
+            os.replace(partial, self.path)
+
+
+class _Progress(Callback):
+    """One bar over the whole training, and a line when an epoch ends; without a terminal only the lines."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        total = int(trainer.estimated_stepping_batches)
+        self.bar = tqdm(total=total, initial=trainer.global_step, unit="step", disable=None, dynamic_ncols=True)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        metrics = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.callback_metrics.items())
+        tqdm.write(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.bar.close()
+
+
+def fit(
+    task: Task,
+    train: Dataset[Any],
+    held_out: Dataset[Any],
+    run: Path,
+    *,
+    epochs: int,
+    batch: int,
+    resume: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+) -> Task:
+    """Train ``task`` for ``epochs`` in the run directory, from its last checkpoint if ``resume``.
+
+    ``device`` is "auto", "cpu" or "gpu". Writes a checkpoint, a row of ``metrics.csv`` and TensorBoard scalars
+    after every epoch. On a CPU an interrupted and resumed run gives bitwise the same weights.
+    """
+    table = _EpochTable(run / "metrics.csv")
+    checkpoint = ModelCheckpoint(
+        run, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    last = run / "last.ckpt"
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # advice about DataLoader workers (the data are in memory), logging intervals and the full directory
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the logging.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|torch|tensorboard).*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="(lightning|torch|tensorboard).*")
+        trainer = lightning.Trainer(
+            accelerator=device,
+            max_epochs=epochs,
+            callbacks=[table, checkpoint, *([_Progress()] if progress else [])],
+            plugins=[_AtomicCheckpointIO()],
+            logger=TensorBoardLogger(run, name="", version="tensorboard"),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+        )
+        trainer.fit(
+            task,
+            DataLoader(train, batch, sampler=_EpochShuffle(cast(Sized, train), task.seed)),
+            DataLoader(held_out, batch),
+            ckpt_path=last if resume and last.exists() else None,
+            weights_only=True,
+        )
+    return task
