@@ -1,15 +1,17 @@
 """The command line: ``monarch-sciml pde generate | train | evaluate`` and ``monarch-sciml info``.
 
-Each command is a frozen dataclass; tyro makes options and ``--help`` from its fields. What is imported here is
-light enough that ``--help`` answers at once.
+Each command is a frozen dataclass; tyro makes options and ``--help`` from its fields. What is imported here
+is light enough that ``--help`` answers at once.
 """
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 # 10 MB activations are allocated and freed at every step; huge pages spare the kernel most of that work
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -17,9 +19,10 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import tyro
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.pde.evaluation import EvaluateConfig, evaluate, markdown_table
 from monarch_sciml.pde.generate import GenerateConfig, generate
 from monarch_sciml.pde.recipe import TrainConfig, train
-from monarch_sciml.pde.evaluation import EvaluateConfig, evaluate, markdown_table
+from monarch_sciml.training import check_device
 
 __all__ = ["main"]
 
@@ -31,8 +34,8 @@ class Generate:
     out: Path
     """The file to write, ending in .h5; its configuration is saved beside it."""
     config: GenerateConfig = field(default_factory=GenerateConfig)
-    device: str = "cpu"
-    """Where to simulate: cpu or cuda."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to simulate."""
     threads: int | None = None
     """CPU threads; torch decides by default."""
     quiet: bool = False
@@ -60,20 +63,42 @@ Command = Annotated[Pde, tyro.conf.subcommand("pde")] | Annotated[Info, tyro.con
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. A mistake in data or settings ends in one line on stderr and exit status 2."""
-    style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    command = tyro.cli(Command, prog="monarch-sciml", args=arguments, config=style)
     try:
+        command = _parse(arguments)
         _run(command.command if isinstance(command, Pde) else command)
     except InputError as error:
         print(f"monarch-sciml: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("monarch-sciml: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _parse(arguments: Sequence[str] | None) -> Pde | Info:
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+
+    def parse() -> Pde | Info:
+        return tyro.cli(Command, prog="monarch-sciml", args=arguments, config=style)
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return parse()
+    except SystemExit as end:
+        # tyro would print what a configuration refuses in a frame; here it gets its one line
+        error: BaseException | None = end
+        while error := error.__context__:
+            if isinstance(error, InputError):
+                raise error from None
+    return parse()  # again, aloud: help, or what is wrong with the options
 
 
 def _run(command: Generate | TrainConfig | EvaluateConfig | Info) -> None:
     match command:
         case Generate():
+            check_device(command.device)
             _set_threads(command.threads)
-            print(generate(command.out, command.config, progress=not command.quiet, device=command.device))
+            progress = sys.stderr.isatty() and not command.quiet
+            print(generate(command.out, command.config, progress=progress, device=command.device))
         case TrainConfig():
             print(train(command))
         case EvaluateConfig():

@@ -11,4 +11,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, expected: str, found: str, remedy: str):
-        super().__init__(f"expected {expected}; found {found}; {remedy}")
+        # the three parts are the arguments, so that the error survives its way out of a worker process
+        super().__init__(expected, found, remedy)
+
+    def __str__(self) -> str:
+        expected, found, remedy = self.args
+        return f"expected {expected}; found {found}; {remedy}"

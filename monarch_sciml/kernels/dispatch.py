@@ -77,17 +77,15 @@ def spectral_convolution(
     ``x`` real (B, C_in, n_1 … n_d); ``analysis[a]`` (2, m_a, n_a) and ``synthesis[a]`` (2, n′_a, m_a) are the
     real and imaginary planes of W_a and V_a; ``weight`` (m_1 … m_d, C_in, C_out, 2); result real
     (B, C_out, n′_1 … n′_d), in the promoted dtype. With W a truncated DFT and V its inverse this is the
-    convolution of a Fourier neural operator (Li et al., arXiv 2010.08895). Raises ``InputError`` when the shapes
-    do not fit.
+    convolution of a Fourier neural operator (Li et al., arXiv 2010.08895). Raises ``InputError`` when the
+    shapes do not fit.
     """
     modes = [W.shape[-2] for W in analysis]
     if not (
-        x.ndim > 2
-        and [W.shape for W in analysis] == [(2, m, n) for m, n in zip(modes, x.shape[2:], strict=False)]
-        and [V.shape for V in synthesis]
-        == [(2, V.shape[-2], m) for V, m in zip(synthesis, modes, strict=False)]
+        len(analysis) == len(synthesis) == x.ndim - 2 > 0
+        and all(W.shape == (2, m, n) for W, m, n in zip(analysis, modes, x.shape[2:], strict=True))
+        and all(V.shape == (2, V.shape[-2], m) for V, m in zip(synthesis, modes, strict=True))
         and weight.shape == (*modes, x.shape[1], weight.shape[-2], 2)
-        and len(analysis) == len(synthesis) == x.ndim - 2
     ):
         raise InputError(
             "x (B, C_in, n…), analysis (2, m, n), weight (m…, C_in, C_out, 2), synthesis (2, n′, m)",

@@ -1,13 +1,15 @@
 """Evaluation: exported models → one-step and rollout errors, spectra → JSON, Markdown table, plots."""
 
+import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
@@ -15,7 +17,7 @@ from monarch_sciml.pde.metrics import energy_spectrum
 from monarch_sciml.pde.models import count_parameters, load_model
 from monarch_sciml.pde.recipe import TrainConfig, split
 from monarch_sciml.pde.rollout import one_step_errors, rollout_errors
-from monarch_sciml.training import is_finished, read_json, write_json
+from monarch_sciml.training import is_finished, read_config, write_json
 
 __all__ = ["EvaluateConfig", "Evaluation", "evaluate", "evaluate_run", "markdown_table"]
 
@@ -27,7 +29,7 @@ class EvaluateConfig:
     runs: tuple[Path, ...]
     """Run directories of finished trainings; changes are given against the first."""
     out: Path
-    """Directory for metrics.json, table.md and the plots; files of an earlier evaluation are replaced."""
+    """Directory for metrics.json, table.md, plots and evaluation.json (settings); replaces earlier ones."""
     data: Path | None = None
     """Other trajectories than the held-out ones of the training; all of them are used."""
     every: int | None = None
@@ -51,13 +53,14 @@ class Evaluation:
     grid: tuple[int, ...]
     parameters: int
     epochs: int
-    train_seconds: float | None
+    train_seconds: float
     trajectories: int
     one_step: float
     """Mean over frames, each predicted from true ones."""
     rollout: float
     """Mean over trajectories of the error over the whole predicted block."""
-    rollout_standard_error: float
+    rollout_standard_error: float | None
+    """None for a single trajectory."""
     one_step_per_frame: list[float]
     rollout_per_frame: list[float]
     times: list[float]
@@ -77,24 +80,25 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     if config.threads:
         torch.set_num_threads(config.threads)
     pairs = [evaluate_run(run, data=config.data, every=config.every) for run in config.runs]
-    results = [result for result, _ in pairs]
-    by_model = len({r.model for r in results}) == len(results)
-    names = [r.model if by_model else r.run for r in results]
-    if any(r.times != results[0].times or r.grid != results[0].grid for r in results):
+    results, examples = [result for result, _ in pairs], [example for _, example in pairs]
+    if any(_subject(pair) != _subject(pairs[0]) for pair in pairs):
         raise InputError(
-            "runs that predict the same frames on the same grid",
-            "; ".join(f"{r.run}: {len(r.times)} frames on {r.grid}" for r in results),
+            "runs that predict the same frames of the same trajectories on the same grid",
+            "; ".join(f"{r.run}: {len(r.times)} frames of {r.trajectories} on {r.grid}" for r in results),
             "evaluate them one by one",
         )
+    candidates = [[r.model for r in results], [r.run for r in results], [str(run) for run in config.runs]]
+    names = next((names for names in candidates if len({*names}) == len(names)), candidates[-1])
 
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / "config.json", asdict(config))
+        write_json(config.out / "evaluation.json", asdict(config))
     except OSError as error:
-        raise InputError("an output directory that can be written", str(error), "choose another --out") from None
+        raise InputError(
+            "an output directory that can be written", str(error), "choose another --out"
+        ) from None
     write_json(config.out / "metrics.json", [asdict(result) for result in results])
     (config.out / "table.md").write_text(markdown_table(results))
-    examples = [example for _, example in pairs]
     times = results[0].times
     first = {name: prediction for name, (_, prediction) in zip(names, examples, strict=True)}
     if len(results[0].grid) <= 2:
@@ -109,17 +113,28 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     return results
 
 
+def _subject(pair: tuple[Evaluation, tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
+    """What a run was asked to predict."""
+    result, (truth, _) = pair
+    return result.times, result.grid, result.trajectories, truth.tolist()
+
+
 def evaluate_run(
     run: Path, *, data: Path | None = None, every: int | None = None
 ) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
-    """Errors of one finished run, and its first trajectory: truth and prediction (steps, *grid), channel 0."""
+    """Errors of one finished run; truth and prediction (steps, *grid) of its first trajectory, channel 0."""
     if not is_finished(run):
-        raise InputError(f"a finished training in {run}", "no exported model", "pass --resume to train it to its end")
+        raise InputError(
+            f"a finished training in {run}", "no exported model", "pass --resume to train it to its end"
+        )
     model = load_model(run / "model")
-    saved = read_json(run / "config.json")["config"]
-    settings = replace(
-        TrainConfig(**{**saved, "data": Path(saved["data"]), "out": run}), **({"every": every} if every else {})
-    )
+    saved = read_config(run)
+    changes = {} if every is None else {"every": every}
+    try:
+        settings = TrainConfig(**{**saved, "data": Path(saved["data"]), "out": run, **changes})
+    except (TypeError, KeyError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(f"the settings of a training in {run}", found, "check its config.json") from None
     held_out = split(settings)[1] if data is None else TrajectoryDataset(data, **settings.selection).load()
     if held_out.channels != model.config.channels or len(held_out.grid) != len(model.config.grid):
         raise InputError(
@@ -131,7 +146,8 @@ def evaluate_run(
     per_frame, per_block, one_step, spectra = [], [], [], []
     examples: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        for context, target in DataLoader(Windows(held_out, n_in, held_out.n_times - n_in), settings.batch):
+        loader = DataLoader(Windows(held_out, n_in, held_out.n_times - n_in), settings.batch)
+        for context, target in tqdm(loader, run.name, unit="batch", disable=None, leave=False):
             trajectories = torch.cat((context, target), dim=1)
             prediction, frames, blocks = rollout_errors(model, trajectories, n_in)
             per_frame.append(frames)
@@ -143,7 +159,7 @@ def evaluate_run(
                 spectra.append(energy_spectrum(last))  # (2, B, κ)
     blocks, frames, steps = torch.cat(per_block), torch.cat(per_frame).mean(0), torch.cat(one_step).mean(0)
     true, predicted = torch.cat(spectra, dim=1).mean(1).tolist() if spectra else (None, None)
-    times = list(range(n_in, held_out.n_times)) if held_out.times is None else held_out.times[n_in:].tolist()
+    times = (held_out.times if held_out.times is not None else torch.arange(held_out.n_times))[n_in:]
     result = Evaluation(
         run=run.name,
         model=settings.model,
@@ -156,21 +172,24 @@ def evaluate_run(
         trajectories=len(held_out),
         one_step=steps.mean().item(),
         rollout=blocks.mean().item(),
-        rollout_standard_error=(blocks.std() / len(blocks) ** 0.5).item() if len(blocks) > 1 else float("nan"),
+        rollout_standard_error=(blocks.std() / len(blocks) ** 0.5).item() if len(blocks) > 1 else None,
         one_step_per_frame=steps.tolist(),
         rollout_per_frame=frames.tolist(),
-        times=times,
+        times=[float(t) for t in times],
         spectrum=predicted,
         true_spectrum=true,
     )
     return result, examples[0]
 
 
-def _training_seconds(table: Path) -> float | None:
-    if not table.exists():
-        return None
-    header, *_, last = table.read_text().splitlines()
-    return float(last.split(",")[header.split(",").index("seconds")])
+def _training_seconds(table: Path) -> float:
+    try:
+        *_, last = csv.DictReader(table.read_text().splitlines())
+        return float(last["seconds"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the table of a training, {table}", f"{error}", "restore it or train anew"
+        ) from None
 
 
 def markdown_table(results: Sequence[Evaluation]) -> str:
@@ -180,17 +199,17 @@ def markdown_table(results: Sequence[Evaluation]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for r in results:
-        seconds = "–" if r.train_seconds is None else f"{r.train_seconds:.0f} s"
+        spread = "" if r.rollout_standard_error is None else f" ± {r.rollout_standard_error:.4f}"
         change = f"{100 * (r.rollout / results[0].rollout - 1):+.0f} %" if r is not results[0] else ""
         lines.append(
-            f"| {r.model} | {r.seed} | {r.parameters:,} | {seconds} | {r.one_step:.4f} "
-            f"| {r.rollout:.4f} ± {r.rollout_standard_error:.4f} | {change} |"
+            f"| {r.model} | {r.seed} | {r.parameters:,} | {r.train_seconds:.0f} s | {r.one_step:.4f} "
+            f"| {r.rollout:.4f}{spread} | {change} |"
         )
     r = results[0]
     grid = " × ".join(map(str, r.grid))
     lines += [
         "",
-        f"Relative L2 errors over {r.trajectories} held-out trajectories on {grid} points, mean ± standard error; "
-        f"rollout over {len(r.times)} frames, t = {r.times[0]:g} … {r.times[-1]:g}.",
+        f"Relative L2 errors over {r.trajectories} held-out trajectories on {grid} points, mean ± standard "
+        f"error; rollout over {len(r.times)} frames, t = {r.times[0]:g} … {r.times[-1]:g}.",
     ]
     return "\n".join(lines) + "\n"

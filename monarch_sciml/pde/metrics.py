@@ -29,9 +29,9 @@ def relative_l2(prediction: Tensor, target: Tensor, *, first_dim: int = 1) -> Te
 def energy_spectrum(w: Tensor) -> Tensor:
     """Kinetic energy per wavenumber shell of a 2-D flow on the unit torus, from its vorticity.
 
-    ``E(κ) = ½ Σ |ŵ_k|² / |2πk|²`` over the integer wave vectors with κ − ½ ≤ |k| < κ + ½, so that Σ_κ E(κ) is
-    the mean kinetic energy ½⟨|u|²⟩ of the modes resolved isotropically. ``w`` (..., n_x, n_y) gives (..., κ_max + 1),
-    κ_max = min(n_x, n_y) // 2.
+    ``E(κ) = ½ Σ |ŵ_k|² / |2πk|²`` over the integer wave vectors with κ − ½ ≤ |k| < κ + ½, so that Σ_κ E(κ)
+    is the mean kinetic energy ½⟨|u|²⟩ of the modes resolved isotropically. ``w`` (..., n_x, n_y) gives
+    (..., κ_max + 1), κ_max = min(n_x, n_y) // 2.
     """
     n_x, n_y = w.shape[-2:]
     kx = torch.fft.fftfreq(n_x, 1 / n_x, device=w.device)[:, None]

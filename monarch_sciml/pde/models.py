@@ -14,8 +14,10 @@ from monarch_sciml.training import load_weights, read_json, save_model
 __all__ = ["FramePredictor", "ModelConfig", "count_parameters", "fno", "fno_monarch", "load_model"]
 
 
-def fno(n_modes: tuple[int, ...], width: int, *, in_channels: int, out_channels: int, layers: int = 4) -> nn.Module:
-    """The Fourier neural operator of neuraloperator with its own FFT-based spectral convolution: the baseline.
+def fno(
+    n_modes: tuple[int, ...], width: int, *, in_channels: int, out_channels: int, layers: int = 4
+) -> nn.Module:
+    """The Fourier neural operator of neuraloperator, with its own FFT-based convolution: the baseline.
 
     (B, in_channels, n_1 … n_d) → (B, out_channels, n_1 … n_d). ``n_modes`` are totals per axis.
     """
@@ -81,11 +83,16 @@ class ModelConfig:
                 f"modes={self.modes}",
                 "lower --modes, or keep more grid points with a smaller --every",
             )
-        channels = {"in_channels": self.n_in * self.channels, "out_channels": self.channels}
-        if self.kind == "fno":
-            operator = fno(n_modes, self.width, layers=self.layers, **channels)
-        else:
-            operator = fno_monarch(n_modes, self.width, self.grid, layers=self.layers, **channels)
+        n_in, n_out = self.n_in * self.channels, self.channels
+        match self.kind:
+            case "fno":
+                operator = fno(n_modes, self.width, in_channels=n_in, out_channels=n_out, layers=self.layers)
+            case "fno-monarch":
+                operator = fno_monarch(
+                    n_modes, self.width, self.grid, in_channels=n_in, out_channels=n_out, layers=self.layers
+                )
+            case _:
+                raise InputError("the model fno or fno-monarch", repr(self.kind), "choose one of them")
         return FramePredictor(operator, self)
 
 
@@ -128,9 +135,12 @@ def load_model(path: Path) -> FramePredictor:
     content = read_json(path / "config.json")
     try:
         config = ModelConfig(**{**content, "grid": tuple(content["grid"])})
+        with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
+            model = config.build()
     except (TypeError, KeyError) as error:
-        raise InputError("the configuration of an exported model", str(error), f"check {path / 'config.json'}") from None
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
-        model = config.build()
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(
+            "the configuration of an exported model", found, f"check {path / 'config.json'}"
+        ) from None
     load_weights(path, model)
     return model.eval()

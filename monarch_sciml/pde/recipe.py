@@ -1,4 +1,4 @@
-"""Training, as a sentence: trajectory file → windows → model → rollout → relative L2 → checkpoint → export."""
+"""Training as a sentence: trajectory file → windows → model → rollout → relative L2 → checkpoint → export."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
 from monarch_sciml.pde.metrics import relative_l2
-from monarch_sciml.pde.models import FramePredictor, ModelConfig
+from monarch_sciml.pde.models import ModelConfig
 from monarch_sciml.pde.rollout import one_step_errors, rollout, rollout_errors
-from monarch_sciml.training import create_run, is_finished
+from monarch_sciml.training import check_device, check_run, create_run, is_finished
 
 __all__ = ["TrainConfig", "split", "train"]
+
+LEAST = dict.fromkeys(("seed", "first_frame", "noise"), 0) | dict.fromkeys(
+    ("modes", "width", "layers", "n_train", "n_test", "frames", "every", "epochs", "batch", "threads"), 1
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class TrainConfig:
     model: Literal["fno", "fno-monarch"] = "fno-monarch"
     """The FFT-based baseline, or the same network with learned Monarch transforms."""
     protocol: Literal["A", "B"] = "B"
-    """A: ten frames in, trained through the whole rollout (Li et al.). B: Markov, one frame in, one step ahead."""
+    """A: ten frames in, trained through the whole rollout (Li et al.). B: Markov, one in, one step ahead."""
     modes: int = 16
     """Fourier modes per axis, in total."""
     width: int = 16
@@ -54,12 +58,12 @@ class TrainConfig:
     batch: int = 20
     """Windows per step."""
     learning_rate: float | None = None
-    """Peak learning rate; by default 1e-3 (A, Adam with steps of ½ each fifth) and 8e-3 (B, AdamW, cosine)."""
+    """Peak learning rate; by default 1e-3 (A: Adam, halved every fifth) and 8e-3 (B: AdamW, cosine)."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise on the input, relative to the data's (protocol B)."""
+    """Standard deviation of Gaussian noise on the input frames, relative to the data's."""
     seed: int = 0
     """Seed of weights, order and noise."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     threads: int | None = None
     """CPU threads; torch decides by default."""
@@ -69,9 +73,13 @@ class TrainConfig:
     """No progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("modes", "width", "layers", "epochs", "batch", "every", "n_train", "n_test"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} of at least 1", str(getattr(self, name)), f"raise --{name.replace('_', '-')}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{name} of at least {least}", str(value), f"raise {option}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError("a positive learning_rate", str(self.learning_rate), "raise --learning-rate")
 
     @property
     def n_in(self) -> int:
@@ -87,7 +95,7 @@ class TrainConfig:
     @property
     def peak_rate(self) -> float:
         """The learning rate in use."""
-        return self.learning_rate or (1e-3 if self.protocol == "A" else 8e-3)
+        return self.learning_rate or {"A": 1e-3, "B": 8e-3}[self.protocol]
 
 
 def train(config: TrainConfig) -> Path:
@@ -95,9 +103,14 @@ def train(config: TrainConfig) -> Path:
 
     Every check of the data and the model happens before the run directory is made. Raises ``InputError``.
     """
+    check_run(config.out, config, resume=config.resume)
+    if is_finished(config.out):
+        return config.out
+    check_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     training, held_out = split(config)
+    scale = _standard_deviation(training)
     torch.manual_seed(config.seed)
     predictor = ModelConfig(
         kind=config.model,
@@ -107,20 +120,20 @@ def train(config: TrainConfig) -> Path:
         modes=config.modes,
         width=config.width,
         layers=config.layers,
-        scale=_standard_deviation(training),
+        scale=scale,
         residual=config.residual,
     ).build()
     steps = training.n_times - config.n_in
     windows = Windows(training, config.n_in, steps if config.protocol == "A" else 1)
     whole = Windows(held_out, config.n_in, steps)
 
-    run = create_run(config.out, config, resume=config.resume)
-    if is_finished(run):
-        return run
+    data = {"grid": training.grid, "frames": training.n_times, "standard deviation": f"{scale:.6g}"}
+    run = create_run(config.out, config, data)
 
     from monarch_sciml.training.loop import Task, fit  # Lightning: only when training
 
-    task = Task(predictor, _loss(config), _held_out_errors, _optimiser(config), seed=config.seed)
+    loss, optimiser = _loss(config.noise * scale), _optimiser(config)
+    task = Task(predictor, loss, _held_out_errors, optimiser, seed=config.seed)
     fit(
         task,
         windows,
@@ -151,21 +164,24 @@ def split(config: TrainConfig) -> tuple[TrajectoryDataset, TrajectoryDataset]:
 
 def _standard_deviation(dataset: TrajectoryDataset) -> float:
     """Of all training values, by accumulating per trajectory."""
-    moments = torch.stack([torch.stack((w.double().mean(), w.double().square().mean())) for w in dataset]).mean(0)
-    variance = float(moments[1] - moments[0] ** 2)
-    if not variance > 0:
+    moments = [(w.double().mean(), w.double().square().mean()) for w in dataset]
+    mean, square = torch.tensor(moments, dtype=torch.float64).mean(0).tolist()
+    variance = square - mean**2
+    if not variance > 1e-12 * square:  # below that it is rounding
         raise InputError("training data that vary", "a constant field", "check the data")
     return variance**0.5
 
 
-def _loss(config: TrainConfig):
-    """Mean over the batch of the per-frame relative L2, summed over the steps of the rollout."""
+def _loss(noise: float):
+    """Mean over the batch of the per-frame relative L2, summed over the steps of the rollout.
+
+    ``noise`` is the standard deviation, in the data's units, of what is added to the input frames.
+    """
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
         context, target = batch
-        if config.noise and isinstance(model, FramePredictor):
-            noise = torch.randn(context.shape, generator=generator).to(context)
-            context = context + config.noise * model.config.scale * noise
+        if noise:
+            context = context + noise * torch.randn(context.shape, generator=generator).to(context)
         prediction = rollout(model, context, target.shape[1])
         return relative_l2(prediction, target, first_dim=2).sum(dim=1).mean()
 

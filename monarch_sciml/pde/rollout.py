@@ -34,8 +34,11 @@ def one_step_errors(model: Predictor, trajectories: Tensor, n_in: int) -> Tensor
 
 
 def rollout_errors(model: Predictor, trajectories: Tensor, n_in: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Roll out from the first n_in frames to the end: predictions (B, steps, C, *grid), the error of every frame
-    (B, steps), and the error over the whole block (B,)."""
+    """Roll out from the first n_in frames to the end.
+
+    Returns the predictions (B, steps, C, *grid), the relative L2 of every frame (B, steps), and that over the
+    whole block (B,).
+    """
     target = trajectories[:, n_in:]
     prediction = rollout(model, trajectories[:, :n_in], target.shape[1])
     return prediction, relative_l2(prediction, target, first_dim=2), relative_l2(prediction, target)

@@ -4,12 +4,23 @@ Knows neither PDEs nor MRI.
 """
 
 from monarch_sciml.training.export import load_weights, save_model
-from monarch_sciml.training.run import create_run, is_finished, read_json, write_json
+from monarch_sciml.training.run import (
+    check_device,
+    check_run,
+    create_run,
+    is_finished,
+    read_config,
+    read_json,
+    write_json,
+)
 
 __all__ = [
+    "check_device",
+    "check_run",
     "create_run",
     "is_finished",
     "load_weights",
+    "read_config",
     "read_json",
     "save_model",
     "write_json",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.training.run import read_json, write_json
+from monarch_sciml.training.run import write_json
 
 __all__ = ["load_weights", "save_model"]
 
@@ -39,7 +39,9 @@ def load_weights(path: Path, model: nn.Module) -> nn.Module:
     try:
         weights = load_file(file)
     except FileNotFoundError:
-        raise InputError(f"exported weights {file}", "no such file", "train to the end, or check the path") from None
+        raise InputError(
+            f"exported weights {file}", "no such file", "train to the end, or check the path"
+        ) from None
     except SafetensorError as error:
         raise InputError(f"a safetensors file {file}", str(error), "copy the file again") from None
     try:

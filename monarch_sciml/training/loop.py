@@ -50,7 +50,9 @@ class Task(lightning.LightningModule):
         seed: of the loss's generator.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, metrics: Metrics, optimiser: Optimiser, *, seed: int = 0):
+    def __init__(
+        self, model: nn.Module, loss: Loss, metrics: Metrics, optimiser: Optimiser, *, seed: int = 0
+    ):
         super().__init__()
         self.model, self.loss, self.metrics = model, loss, metrics
         self.optimiser, self.seed = optimiser, seed
@@ -71,6 +73,15 @@ class Task(lightning.LightningModule):
         """Metrics on held-out data."""
         for name, value in self.metrics(self.model, batch).items():
             self.log(name, value, prog_bar=True, batch_size=_batch_size(batch), sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Runs before the checkpoint is written, which must not replace a good one by a useless one."""
+        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+            raise InputError(
+                "finite weights",
+                f"NaN or infinity after epoch {self.current_epoch + 1}",
+                "lower the learning rate; the last checkpoint in the run directory is from before",
+            )
 
     def configure_optimizers(self) -> Any:
         """As Lightning wants it."""
@@ -101,11 +112,25 @@ class _EpochShuffle(Sampler[int]):
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes into a neighbouring file and renames it: a checkpoint under its name is always complete."""
+    """Writes into a neighbouring file and renames it: a checkpoint under its name is always complete.
+
+    Reads without executing anything.
+    """
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
         super().save_checkpoint(checkpoint, f"{path}.partial", storage_options)
         os.replace(f"{path}.partial", path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: Any = True
+    ) -> dict[str, Any]:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # damage shows in many ways
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(
+                f"a checkpoint {path}", reason, "delete it to start this training over"
+            ) from None
 
 
 class _EpochTable(Callback):
@@ -142,9 +167,14 @@ class _EpochTable(Callback):
 class _Progress(Callback):
     """One bar over the whole training, and a line when an epoch ends; without a terminal only the lines."""
 
+    def __init__(self) -> None:
+        self.bar = tqdm(disable=True)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         total = int(trainer.estimated_stepping_batches)
-        self.bar = tqdm(total=total, initial=trainer.global_step, unit="step", disable=None, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total, initial=trainer.global_step, unit="step", disable=None, dynamic_ncols=True
+        )
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.bar.update()
@@ -153,7 +183,10 @@ class _Progress(Callback):
         metrics = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.callback_metrics.items())
         tqdm.write(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}")
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+    def on_exception(self, *args: Any, **kwargs: Any) -> None:
         self.bar.close()
 
 
@@ -171,8 +204,13 @@ def fit(
 ) -> Task:
     """Train ``task`` for ``epochs`` in the run directory, from its last checkpoint if ``resume``.
 
-    ``device`` is "auto", "cpu" or "gpu". Writes a checkpoint, a row of ``metrics.csv`` and TensorBoard scalars
-    after every epoch. On a CPU an interrupted and resumed run gives bitwise the same weights.
+    ``device`` is "auto", "cpu" or "cuda"; one device is used. Writes a checkpoint, a row of ``metrics.csv``
+    and TensorBoard scalars after every epoch. On a CPU, with the same number of threads, an interrupted and
+    resumed run gives bitwise the same weights.
+
+    Raises:
+        InputError: a loss or weights that are not finite, or a checkpoint that cannot be read.
+        KeyboardInterrupt: by Ctrl-C or SIGTERM.
     """
     table = _EpochTable(run / "metrics.csv")
     checkpoint = ModelCheckpoint(
@@ -183,12 +221,16 @@ def fit(
     with warnings.catch_warnings():
         # advice about DataLoader workers (the data are in memory), logging intervals and the full directory
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the logging.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the log.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|torch|tensorboard).*")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="(lightning|torch|tensorboard).*")
+        # the choice of a device, and a run that was moved before it was resumed, are no mistakes
+        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module="(lightning|torch|tensorboard).*")
         trainer = lightning.Trainer(
             accelerator=device,
+            devices=1,
             max_epochs=epochs,
             callbacks=[table, checkpoint, *([_Progress()] if progress else [])],
             plugins=[_AtomicCheckpointIO()],
@@ -198,11 +240,13 @@ def fit(
             num_sanity_val_steps=0,
             log_every_n_steps=10,
         )
-        trainer.fit(
-            task,
-            DataLoader(train, batch, sampler=_EpochShuffle(cast(Sized, train), task.seed)),
-            DataLoader(held_out, batch),
-            ckpt_path=last if resume and last.exists() else None,
-            weights_only=True,
-        )
+        try:
+            trainer.fit(
+                task,
+                DataLoader(train, batch, sampler=_EpochShuffle(cast(Sized, train), task.seed)),
+                DataLoader(held_out, batch),
+                ckpt_path=last if resume and last.exists() else None,
+            )
+        except SystemExit:  # Lightning's answer to Ctrl-C and SIGTERM, whose exit status may say success
+            raise KeyboardInterrupt from None
     return task

@@ -9,15 +9,17 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
 
-__all__ = ["create_run", "is_finished", "read_json", "write_json"]
+__all__ = ["check_device", "check_run", "create_run", "is_finished", "read_config", "read_json", "write_json"]
 
 # how and where to run, not what: these may differ when a run is resumed
 NOT_COMPARED = {"out", "data", "resume", "device", "threads", "quiet"}
@@ -38,40 +40,71 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"a file {path.name}", f"none in {path.parent}", "check the run directory") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"JSON in {path}", f"{error}", "restore the file or train anew") from None
 
 
-def create_run(out: Path, config: Any, *, resume: bool) -> Path:
+def read_config(out: Path) -> dict[str, Any]:
+    """The configuration of the run in ``out``; raises ``InputError`` if there is none."""
+    saved = read_json(out / "config.json")
+    if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
+        raise InputError(f"a run directory {out}", "a config.json of another kind", "check the path")
+    return saved["config"]
+
+
+def check_run(out: Path, config: Any, *, resume: bool) -> None:
+    """Refuse an output directory in use, unless by a run of this configuration that is to ``resume``.
+
+    Called before the data are read, so that a mistake costs no time. Raises ``InputError``.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    saved = out / "config.json"
+    if not saved.exists():
+        raise InputError("a new or empty output directory", f"{out} in use", "choose another --out")
+    if not resume:
+        raise InputError(
+            "a new output directory",
+            f"a run in {out}",
+            "pass --resume to continue it, or choose another --out",
+        )
+    settings, before = _as_json(dataclasses.asdict(config)), read_config(out)
+    changed = [k for k in settings if k not in NOT_COMPARED and settings[k] != before.get(k)]
+    if changed:
+        raise InputError(
+            f"the settings of the run in {out}, {', '.join(f'{k}={before.get(k)}' for k in changed)}",
+            ", ".join(f"{k}={settings[k]}" for k in changed),
+            "resume with the same settings, or choose another --out",
+        )
+
+
+def create_run(out: Path, config: Any, data: Mapping[str, Any]) -> Path:
     """Make the run directory and save the configuration, a dataclass, with the versions that run it.
 
-    An existing run is only entered with ``resume=True`` and the same configuration. Raises ``InputError``
-    otherwise, before anything is written.
+    ``data`` are a few numbers by which the training data are known again: a run that exists is entered with
+    the same ones only. Raises ``InputError`` otherwise, and where nothing can be written.
     """
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    saved = out / "config.json"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not saved.exists():
-            raise InputError("a new or empty output directory", f"{out} in use", "choose another --out")
-        if not resume:
-            raise InputError(
-                "a new output directory", f"a run in {out}", "pass --resume to continue it, or choose another --out"
-            )
-        before = read_json(saved)["config"]
-        changed = [k for k in settings if k not in NOT_COMPARED and settings[k] != before.get(k)]
-        if changed:
-            raise InputError(
-                f"the settings of the run in {out}, {', '.join(f'{k}={before.get(k)}' for k in changed)}",
-                ", ".join(f"{k}={settings[k]}" for k in changed),
-                "resume with the same settings, or choose another --out",
-            )
+    saved, data = out / "config.json", _as_json(data)
+    if saved.exists():
+        before = read_json(saved).get("data", data)
+        if before != data:
+            raise InputError(f"the data of the run in {out}, {before}", f"{data}", "pass the same --data")
         return out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(saved, {"config": settings, "environment": environment()})
+        content = {"config": _as_json(dataclasses.asdict(config)), "data": data, "environment": environment()}
+        write_json(saved, content)
     except OSError as error:
-        raise InputError("an output directory that can be written", str(error), "choose another --out") from None
+        raise InputError(
+            "an output directory that can be written", str(error), "choose another --out"
+        ) from None
     return out
+
+
+def check_device(device: str) -> None:
+    """Raises ``InputError`` for "cuda" on a machine without."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("a CUDA device", "none that torch can use", "pass --device cpu")
 
 
 def is_finished(out: Path) -> bool:
@@ -83,8 +116,14 @@ def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
     packages = ("torch", "neuraloperator", "lightning", "numpy")
     return {
+        "monarch_sciml": __version__,
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
+
+
+def _as_json(content: Any) -> Any:
+    """As it reads back from a file; paths are made absolute, so that they hold in any directory."""
+    return json.loads(json.dumps(content, default=lambda path: str(path.absolute())))

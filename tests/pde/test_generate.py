@@ -191,14 +191,23 @@ def test_unusable_paths_are_named(tmp_path):
         generate(tmp_path / "flow.json", CONFIG, progress=False)
 
 
-def test_failing_write_leaves_no_file_under_the_final_name(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def test_full_disk_is_noticed_before_the_work(tmp_path):
+    config = dataclasses.replace(CONFIG, samples=10**15)
+    with pytest.raises(InputError, match=r"with room for .* GB; found .*GB free.*; free the disk"):
+        generate(tmp_path / "flow.h5", config, progress=False)
+    assert list(tmp_path.iterdir()) == []
 
-    monkeypatch.setattr(module, "_simulate", full)
-    with pytest.raises(
-        InputError, match=r"with room for .* GB; found .*No space left on device; free the disk"
-    ):
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_failing_write_leaves_no_file_under_the_final_name(tmp_path, monkeypatch, kind):
+    modify = h5py.AttributeManager.modify
+
+    def full(*arguments):
+        modify(*arguments)
+        raise kind("file write failed")
+
+    monkeypatch.setattr(h5py.AttributeManager, "modify", full)
+    with pytest.raises(InputError, match=r"found file write failed; free the disk"):
         generate(tmp_path / "flow.h5", CONFIG, progress=False)
     assert [file.name for file in tmp_path.iterdir()] == ["flow.h5.partial"]
 
