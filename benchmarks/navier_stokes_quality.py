@@ -47,7 +47,9 @@ def configuration(model: str, epochs: int, seed: int, threads: int) -> TrainConf
 
 def main() -> None:
     """Generate, train, evaluate, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     threads = parser.parse_args().threads
     generate(DATA, GenerateConfig(samples=140, end_time=21), progress=False)

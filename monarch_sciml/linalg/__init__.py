@@ -3,7 +3,13 @@
 from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
 from monarch_sciml.linalg.operator import LinearOperator
 from monarch_sciml.linalg.projection import project
-from monarch_sciml.linalg.transforms import balanced_factors, dft, interpolation, truncated_dft
+from monarch_sciml.linalg.transforms import (
+    balanced_factors,
+    dft,
+    fourier_factors,
+    interpolation,
+    truncated_dft,
+)
 
 __all__ = [
     "LinearOperator",
@@ -11,6 +17,7 @@ __all__ = [
     "StridePermutation",
     "balanced_factors",
     "dft",
+    "fourier_factors",
     "interpolation",
     "project",
     "truncated_dft",

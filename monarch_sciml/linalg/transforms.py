@@ -11,7 +11,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
 from monarch_sciml.linalg.operator import LinearOperator
 
-__all__ = ["Norm", "balanced_factors", "dft", "interpolation", "truncated_dft"]
+__all__ = ["Norm", "balanced_factors", "dft", "fourier_factors", "interpolation", "truncated_dft"]
 
 Norm = Literal["backward", "ortho", "forward"]
 
@@ -38,6 +38,27 @@ def _scale(n: int, norm: str, inverse: bool) -> float:
     return 1 / n if (norm == "forward") != inverse else 1.0
 
 
+def fourier_factors(n: int, n_modes: int, first: int, *, origin: int = 0) -> tuple[Tensor, Tensor]:
+    """Factors L, R of the orthonormal DFT onto modes first … first + n_modes − 1, complex128.
+
+    With n = p·q, j = j1·q + j2 and k = first + ℓ·p + c, the entry exp(−2πi (j − origin) k/n) splits into
+    ω_p^{j1·(first+c)} · ω_n^{(j2−origin)·k}. So, once a stride permutation has sorted the input by (j2, j1),
+    ``R[j2, c, j1] = ω_p^{j1(first+c)}`` and ``L[c, ℓ, j2] = ω_n^{(j2−origin)k}``, each scaled to be
+    orthonormal itself. Rows come in increasing frequency. p is the divisor of n nearest to √n; when it does not divide
+    n_modes, the last rows are frequencies beyond those asked for.
+
+    Returns L (p, ⌈n_modes/p⌉, q) and R (q, p, p). Raises ``InputError`` unless 1 ≤ n_modes ≤ n.
+    """
+    p, q = balanced_factors(n)
+    if not 1 <= n_modes <= n:
+        raise InputError(f"between 1 and {n} modes on a grid of {n} points", f"{n_modes}", "lower n_modes")
+    j1, c, ell, j2 = torch.arange(p), torch.arange(p), torch.arange(-(-n_modes // p)), torch.arange(q)
+    k = first + ell * p + c[:, None]  # (c, ℓ)
+    R = _roots(p, (first + c)[:, None] * j1).expand(q, p, p)
+    L = _roots(n, k[:, :, None] * (j2 - origin))
+    return L * q**-0.5, R * p**-0.5
+
+
 def truncated_dft(
     n: int,
     n_modes: int,
@@ -48,28 +69,15 @@ def truncated_dft(
 ) -> LinearOperator:
     """The DFT onto the modes first … first + n_modes − 1, ``X[k] = s Σ_j exp(−2πi jk/n) x[j]``.
 
-    A pruned FFT in one rectangular Monarch matrix: with n = p·q, j = j1·q + j2 and k = first + ℓ·p + c,
-    exp(−2πi jk/n) = ω_p^{j1·(first+c)} · ω_n^{j2·k}, so that after a stride permutation
-    ``R[j2, c, j1] = ω_p^{j1(first+c)}`` and ``L[c, ℓ, j2] = ω_n^{j2·k}``. Rows come in increasing frequency.
-
-    ``first`` defaults to −(n_modes // 2), centred modes. p is the divisor of n nearest to √n; when it does
-    not divide n_modes the last rows are frequencies beyond the requested ones, and the operator has
-    ⌈n_modes/p⌉·p rows: slice what you asked for. A prime n makes one dense block, exact at O(n·n_modes).
-    Shape of the result: (⌈n_modes/p⌉·p, n). Raises ``InputError`` unless 1 ≤ n_modes ≤ n.
+    A pruned FFT in one rectangular Monarch matrix: modes that are not kept are never computed. ``first``
+    defaults to −(n_modes // 2), centred modes; s as in ``torch.fft`` (norm). With n = p·q, p ≤ q, the
+    operator has shape (⌈n_modes/p⌉·p, n): slice off what you did not ask for. A prime n makes one dense
+    block, exact at O(n·n_modes). Raises ``InputError`` unless 1 ≤ n_modes ≤ n.
     """
-    if not 1 <= n_modes <= n:
-        raise InputError(f"between 1 and {n} modes on a grid of {n} points", f"{n_modes}", "lower n_modes")
     first = -(n_modes // 2) if first is None else first
-    p, q = balanced_factors(n)
-    S = -(-n_modes // p)
-    j1, c, ell, j2 = torch.arange(p), torch.arange(p), torch.arange(S), torch.arange(q)
-    k = first + ell[None, :] * p + c[:, None]  # (c, ℓ)
-    R = _roots(p, (first + c)[:, None] * j1[None, :]).expand(q, p, p)
-    L = _roots(n, k[:, :, None] * j2)
-    s = _scale(n, norm, inverse=False)
-    # the scale is shared so that the factors of an orthonormal transform are orthonormal themselves
-    L, R = L * (s * p**0.5), R * p**-0.5
-    return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(p, q)
+    L, R = fourier_factors(n, n_modes, first)
+    L = L * (_scale(n, norm, inverse=False) * n**0.5)
+    return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(*balanced_factors(n))
 
 
 def dft(
@@ -87,17 +95,12 @@ def dft(
 
     With n = p·q it holds 2·n·√n numbers at best (p ≈ q); a prime n is one dense block: exact, O(n²).
     """
-    p, q = balanced_factors(n)
     centre = n // 2 if centered else 0
-    j1, k1, k2, j2 = torch.arange(p), torch.arange(p), torch.arange(q), torch.arange(q)
-    k = k1[:, None] + p * k2[None, :] - centre  # (k1, k2)
-    # exp(−2πi (j − c)(k − c)/n): the part that depends on j1 is a p-th root, the rest goes to L
-    R = _roots(p, (k1 - centre)[:, None] * j1[None, :]).expand(q, p, p)
-    L = _roots(n, k[:, :, None] * (j2 - centre))
-    L, R = L * (_scale(n, norm, inverse) * p**0.5), R * p**-0.5
+    L, R = fourier_factors(n, n, -centre, origin=centre)
+    L = L * (_scale(n, norm, inverse) * n**0.5)
     if inverse:
         L, R = L.conj().resolve_conj(), R.conj().resolve_conj()
-    return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(p, q)
+    return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(*balanced_factors(n))
 
 
 @lru_cache(maxsize=256)

@@ -1,11 +1,9 @@
 """A truncated Fourier transform whose entries can be trained."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
-from monarch_sciml.linalg import MonarchMatrix, interpolation, truncated_dft
+from monarch_sciml.linalg import fourier_factors, interpolation
 
 __all__ = ["LearnedTransform"]
 
@@ -50,10 +48,9 @@ class LearnedTransform(nn.Module):
         self.n, self.n_modes = n, n_modes
         self.first = -(n_modes // 2) if first is None else first
         self.scale, self.hermitian = scale, hermitian
-        factors = cast(MonarchMatrix, truncated_dft(n, n_modes, self.first).A)  # pyright: ignore
-        L, R = torch.view_as_real(factors.L), torch.view_as_real(factors.R)
+        factors = fourier_factors(n, n_modes, self.first)
         dtype = torch.get_default_dtype()
-        L, R = L.to(dtype).contiguous(), R.to(dtype).contiguous()
+        L, R = (torch.view_as_real(factor).to(dtype).contiguous() for factor in factors)
         if learned:
             self.L, self.R = nn.Parameter(L), nn.Parameter(R)
         else:

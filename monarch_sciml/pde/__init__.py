@@ -4,7 +4,14 @@ from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_sp
 from monarch_sciml.pde.evaluation import EvaluateConfig, evaluate
 from monarch_sciml.pde.generate import GenerateConfig, generate
 from monarch_sciml.pde.metrics import energy_spectrum, relative_l2
-from monarch_sciml.pde.models import FramePredictor, ModelConfig, count_parameters, fno, fno_monarch, load_model
+from monarch_sciml.pde.models import (
+    FramePredictor,
+    ModelConfig,
+    count_parameters,
+    fno,
+    fno_monarch,
+    load_model,
+)
 from monarch_sciml.pde.navier_stokes import gaussian_random_field, solve_navier_stokes
 from monarch_sciml.pde.recipe import TrainConfig, train
 from monarch_sciml.pde.rollout import rollout

@@ -153,7 +153,7 @@ def evaluate_run(
             per_frame.append(frames)
             per_block.append(blocks)
             one_step.append(one_step_errors(model, trajectories, n_in))
-            examples.append((target[0, :, 0], prediction[0, :, 0]))
+            examples = examples or [(target[0, :, 0], prediction[0, :, 0])]
             if target.shape[2] == 1 and target.ndim == 5:
                 last = torch.stack((target[:, -1, 0], prediction[:, -1, 0]))
                 spectra.append(energy_spectrum(last))  # (2, B, κ)
@@ -161,7 +161,7 @@ def evaluate_run(
     true, predicted = torch.cat(spectra, dim=1).mean(1).tolist() if spectra else (None, None)
     times = (held_out.times if held_out.times is not None else torch.arange(held_out.n_times))[n_in:]
     result = Evaluation(
-        run=run.name,
+        run=run.absolute().name,
         model=settings.model,
         protocol=settings.protocol,
         seed=settings.seed,

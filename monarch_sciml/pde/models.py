@@ -137,7 +137,9 @@ def load_model(path: Path) -> FramePredictor:
         config = ModelConfig(**{**content, "grid": tuple(content["grid"])})
         with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
             model = config.build()
-    except (TypeError, KeyError) as error:
+    except InputError:
+        raise
+    except (TypeError, KeyError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
         raise InputError(
             "the configuration of an exported model", found, f"check {path / 'config.json'}"

@@ -1,4 +1,4 @@
-"""Pictures of rollouts, errors and spectra, in one colour-blind safe style. Every function writes one file."""
+"""Pictures of rollouts, errors and spectra, one file each, in one colour-blind safe style."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,10 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def save_rollouts(path: Path, truth: Tensor, predictions: Mapping[str, Tensor], times: Sequence[float]) -> None:
-    """Truth, prediction and error of one trajectory at four times; truth and predictions share one colour scale.
+def save_rollouts(
+    path: Path, truth: Tensor, predictions: Mapping[str, Tensor], times: Sequence[float]
+) -> None:
+    """Truth, prediction and error of one trajectory at four times, on one colour scale for the fields.
 
     ``truth`` and each prediction are (steps, *grid), of one or two axes; ``times`` (steps,) are the labels.
     """

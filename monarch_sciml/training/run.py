@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +26,9 @@ NOT_COMPARED = {"out", "data", "resume", "device", "threads", "quiet"}
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that ``path`` is always a complete file: into a neighbour first, then renamed."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(content, file, indent=2, default=str)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    os.replace(partial, path)
 
 
 def read_json(path: Path) -> Any:

@@ -88,9 +88,8 @@ def test_finer_solver_is_subsampled(tmp_path):
 def test_killed_run_resumes_to_the_same_file(complete, tmp_path):
     path = tmp_path / "flow.h5"
     script = f"""
-import importlib, os, signal, torch
+import importlib, os, signal
 module = importlib.import_module("monarch_sciml.pde.generate")
-torch.set_num_threads({torch.get_num_threads()})
 simulate = module._simulate
 def dies(config, samples, device):
     if samples.start == 4:

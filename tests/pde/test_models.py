@@ -1,0 +1,185 @@
+"""FNO and FNO-Monarch: the same operator but for the transforms; export; refusals."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from laws import relative_error
+from torch import Tensor, nn
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.nn import LearnedTransform, MonarchSpectralConv
+from monarch_sciml.pde.models import FramePredictor, ModelConfig, count_parameters, fno, fno_monarch, load_model
+
+SMALL = ModelConfig("fno-monarch", grid=(12, 10), channels=2, n_in=3, modes=4, width=4, layers=2, scale=2.5)
+KINDS = ("fno", "fno-monarch")
+
+
+def config(kind: str, **changes) -> ModelConfig:
+    return dataclasses.replace(SMALL, kind=kind, **changes)  # type: ignore[arg-type]
+
+
+def monarch_weights(baseline: nn.Module, monarch: nn.Module) -> dict[str, Tensor]:
+    """The state of ``baseline`` under the names and in the layout of ``monarch``; its transforms stay."""
+    theirs, state = baseline.state_dict(), dict(monarch.state_dict())
+    theirs.pop("_metadata", None), state.pop("_metadata", None)
+    for name, ours in state.items():
+        if "convs" in name and name.endswith(".weight") and "analysis" not in name and "synthesis" not in name:
+            # (in, out, m_1 … m_d) complex → (m_1 … m_d, in, out, 2)
+            source = theirs.get(name, theirs.get(name + ".tensor"))
+            state[name] = torch.view_as_real(source.movedim((0, 1), (-2, -1)).resolve_conj()).contiguous()
+            assert state[name].shape == ours.shape
+        elif name in theirs:
+            state[name] = theirs[name]
+        else:
+            assert "analysis" in name or "synthesis" in name, name
+    return state
+
+
+@pytest.mark.parametrize(("modes", "grid"), [((6, 8), (16, 18)), ((5,), (20,)), ((4, 6, 4), (8, 12, 10))])
+@pytest.mark.parametrize("learned", [False, True])
+def test_with_the_same_weights_it_is_the_fno(modes, grid, learned):
+    """In float32, as neuraloperator cannot compute in float64."""
+    channels = {"in_channels": 2, "out_channels": 3, "layers": 2}
+    baseline = fno(modes, 5, **channels)
+    monarch = fno_monarch(modes, 5, grid, learned=learned, **channels)
+    monarch.load_state_dict(monarch_weights(baseline, monarch))
+    x = torch.randn(2, 2, *grid)
+    assert relative_error(monarch(x), baseline(x)) < 2e-6
+
+
+def test_same_parameters_but_for_the_transforms():
+    channels = {"in_channels": 1, "out_channels": 1}
+    baseline = fno((16, 16), 16, **channels)
+    exact = fno_monarch((16, 16), 16, (32, 32), learned=False, **channels)
+    learned = fno_monarch((16, 16), 16, (32, 32), **channels)
+    transforms = sum(
+        p.numel() for m in learned.modules() if isinstance(m, LearnedTransform) for p in m.parameters()
+    )
+    assert count_parameters(exact) == count_parameters(baseline)
+    assert count_parameters(learned) == count_parameters(baseline) + transforms
+    assert 0 < transforms <= 0.05 * count_parameters(baseline)  # at the default modes, width and grid
+    assert sum(isinstance(m, MonarchSpectralConv) for m in learned.modules()) == 4
+
+
+def test_complex_parameters_count_twice():
+    model = nn.Module()
+    model.a = nn.Parameter(torch.zeros(3))
+    model.b = nn.Parameter(torch.zeros(5, dtype=torch.complex64))
+    model.c = nn.Parameter(torch.zeros(7), requires_grad=False)
+    assert count_parameters(model) == 3 + 2 * 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_holds_tensors_only(kind):
+    state = config(kind).build().state_dict()
+    assert all(isinstance(value, Tensor) for value in state.values())
+    wrapped = nn.ModuleDict({"model": config(kind).build()}).state_dict()
+    assert all(isinstance(value, Tensor) for value in wrapped.values())
+    assert set(wrapped) == {f"model.{name}" for name in state}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prediction_scales_with_the_data(kind):
+    """Divided by ``scale`` before the operator and multiplied after it; frames become channels."""
+    model = config(kind).build().eval()
+    frames = torch.randn(2, 3, 2, 12, 10)
+    expected = 2.5 * model.operator(torch.cat([frames[:, 0], frames[:, 1], frames[:, 2]], dim=1) / 2.5)
+    torch.testing.assert_close(model(frames), expected)
+    residual = FramePredictor(model.operator, config(kind, residual=True))
+    torch.testing.assert_close(residual(frames), frames[:, -1] + expected)
+    assert model(frames).shape == (2, 2, 12, 10)
+
+
+def test_seed_decides_the_weights():
+    def built(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return nn.utils.parameters_to_vector(config("fno-monarch").build().parameters())
+
+    assert torch.equal(built(3), built(3))
+    assert not torch.equal(built(3), built(4))
+
+
+@pytest.mark.parametrize("grid", [(24, 20), (15, 11), (36, 17)])
+def test_other_grids_without_retraining(grid):
+    """Of a band-limited field, the first layer's coefficients are the same on every grid that resolves it."""
+    model = config("fno-monarch").build()
+    nn.init.normal_(next(m for m in model.modules() if isinstance(m, LearnedTransform)).L)
+    conv = next(m for m in model.modules() if isinstance(m, MonarchSpectralConv))
+
+    def field(n_x: int, n_y: int) -> Tensor:
+        x, y = torch.arange(n_x)[:, None] / n_x, torch.arange(n_y) / n_y
+        return torch.cos(2 * torch.pi * (x - 2 * y)).expand(1, conv.in_channels, n_x, n_y)
+
+    coarse, fine = conv(field(12, 10)), conv(field(*grid))
+    assert relative_error(conv(field(12, 10), output_shape=grid), fine) < 1e-5
+    assert relative_error(fine.mean((-2, -1)), coarse.mean((-2, -1))) < 1e-5
+    assert model(torch.randn(1, 3, 2, *grid)).shape == (1, 2, *grid)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2, 2, 2, 12, 10), (2, 3, 1, 12, 10), (2, 3, 2, 12), (3, 2, 12, 10)])
+def test_wrong_input_shapes_are_named(kind, shape):
+    with pytest.raises(InputError, match=r"frames \(batch, 3, 2, 2 grid axes\); found shape .*; this model takes"):
+        config(kind).build()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_modes_than_points(kind):
+    with pytest.raises(InputError, match=r"at most 10 modes on a grid of \(12, 10\); found modes=11; lower"):
+        config(kind, modes=11).build()
+    assert config(kind, modes=10).build()
+
+
+def test_unknown_kind():
+    with pytest.raises(InputError, match=r"the model fno or fno-monarch; found 'unet'; choose"):
+        config("unet").build()
+
+
+@pytest.fixture(params=KINDS)
+def exported(request, tmp_path) -> tuple[FramePredictor, Path]:
+    model = config(request.param, residual=request.param == "fno").build().eval()
+    return model, model.save(tmp_path / "model")
+
+
+def test_export_round_trip(exported):
+    model, path = exported
+    state = torch.random.get_rng_state()
+    loaded = load_model(path)
+    assert torch.equal(torch.random.get_rng_state(), state)  # loading draws nothing
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert any(p.is_complex() for p in loaded.parameters()) == (model.config.kind == "fno")
+    x = torch.randn(2, 3, 2, 12, 10)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", r"expected JSON in .*config.json"),
+        ("[]", r"the configuration of an exported model; found TypeError.*; check .*config.json"),
+        ("{}", r"the configuration of an exported model; found KeyError: 'grid'"),
+        ({"depth": 3}, r"the configuration of an exported model; found .*depth"),
+        ({"width": "wide"}, r"the configuration of an exported model; found ValueError"),
+        ({"kind": "unet"}, r"the model fno or fno-monarch"),
+        ({"width": 5}, r"weights that fit the configuration in .*; found .*size mismatch"),
+        ({"grid": [12, 12, 12]}, r"weights that fit the configuration in"),
+    ],
+)
+def test_damaged_configuration(exported, content, match):
+    _, path = exported
+    file = path / "config.json"
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(file.read_text()), **content})
+    file.write_text(content)
+    with pytest.raises(InputError, match=match):
+        load_model(path)
+
+
+def test_no_model_there(tmp_path):
+    with pytest.raises(InputError, match=r"a file config.json; found none in .*nowhere"):
+        load_model(tmp_path / "nowhere")

@@ -1,0 +1,420 @@
+"""Training end to end on tiny data: protocols, exact resume, refusals that leave nothing behind."""
+
+import csv
+import dataclasses
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from waves import save_waves, waves
+
+from monarch_sciml.cli import main
+from monarch_sciml.errors import InputError
+from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
+from monarch_sciml.pde.models import FramePredictor, load_model
+from monarch_sciml.pde.recipe import TrainConfig, split, train
+from monarch_sciml.pde.rollout import one_step_errors, rollout_errors
+
+# the package exports the function under the name of its module
+recipe = importlib.import_module("monarch_sciml.pde.recipe")
+
+SETTINGS = {
+    "modes": 4,
+    "width": 4,
+    "layers": 2,
+    "n_train": 6,
+    "n_test": 2,
+    "epochs": 3,
+    "batch": 8,
+    "device": "cpu",
+    "quiet": True,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return save_waves(tmp_path_factory.mktemp("data") / "waves.npy")
+
+
+@pytest.fixture(scope="module")
+def long_data(tmp_path_factory) -> Path:
+    return save_waves(tmp_path_factory.mktemp("data") / "long.npy", frames=13)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "model" / "model.safetensors")
+
+
+def table(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert len(table(a)) == len(table(b))
+    for x, y in zip(table(a), table(b), strict=True):
+        assert {**x, "seconds": None} == {**y, "seconds": None}
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, failure: type[BaseException] = Stop) -> None:
+    """Raise in the loss of optimiser step ``step``, counted from 0."""
+    original, calls = recipe.relative_l2, iter(range(10**6))
+
+    def failing(*arguments, **options):
+        if next(calls) == step:
+            raise failure
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(recipe, "relative_l2", failing)
+
+
+@pytest.mark.parametrize(("model", "protocol"), [("fno", "B"), ("fno-monarch", "B"), ("fno-monarch", "A")])
+@pytest.mark.parametrize("failure", [Stop, KeyboardInterrupt])
+def test_resumed_training_is_bitwise_the_uninterrupted_one(
+    long_data, tmp_path, monkeypatch, model, protocol, failure
+):
+    settings = {**SETTINGS, "model": model, "protocol": protocol, "noise": 0.1}
+    config = TrainConfig(data=long_data, out=tmp_path / "whole", **settings)
+    train(config)
+    steps = {"A": 1, "B": 9}[protocol]  # an epoch: 6 windows, or 6 · 12, in batches of 8
+    parts = dataclasses.replace(config, out=tmp_path / "parts", resume=True)
+    with monkeypatch.context() as patch, pytest.raises(failure):
+        stop_at_step(patch, 2 * steps + steps // 2, failure)
+        train(parts)
+    assert len(table(parts.out)) == 2
+    assert not (parts.out / "model").exists()  # interrupted is not finished
+    torch.rand(5)
+    train(parts)
+    assert_same_run(parts.out, config.out)
+
+
+def test_death_between_the_last_checkpoint_and_the_export(data, tmp_path, monkeypatch):
+    config = TrainConfig(data=data, out=tmp_path / "whole", **SETTINGS)
+    train(config)
+    parts = dataclasses.replace(config, out=tmp_path / "parts", resume=True)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(FramePredictor, "save", lambda *_: (_ for _ in ()).throw(Stop))
+        train(parts)
+    assert not (parts.out / "model").exists()
+    train(parts)
+    assert_same_run(parts.out, config.out)
+
+
+def test_seed_decides_everything(data, tmp_path):
+    config = TrainConfig(data=data, out=tmp_path / "a", noise=0.1, **{**SETTINGS, "epochs": 1})
+    train(config)
+    torch.rand(7)
+    train(dataclasses.replace(config, out=tmp_path / "b"))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    train(dataclasses.replace(config, out=tmp_path / "c", seed=1))
+    a, c = weights(tmp_path / "a"), weights(tmp_path / "c")
+    learned = [name for name in a if "convs" in name and name.endswith(".weight")]
+    assert learned
+    assert not any(torch.isclose(a[name], c[name]).any() for name in learned)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> TrainConfig:
+    config = TrainConfig(data=data, out=tmp_path_factory.mktemp("runs") / "finished", **SETTINGS)
+    train(config)
+    return config
+
+
+def test_last_row_of_the_table_is_the_error_of_the_exported_model(finished):
+    held_out = torch.stack([*split(finished)[1]])
+    model = load_model(finished.out / "model")
+    with torch.no_grad():
+        _, _, block = rollout_errors(model, held_out, 1)
+        one_step = one_step_errors(model, held_out, 1)
+    last = table(finished.out)[-1]
+    assert list(last) == ["epoch", "seconds", "one_step", "rollout", "loss"]
+    assert float(last["rollout"]) == pytest.approx(block.mean().item(), rel=1e-5)
+    assert float(last["one_step"]) == pytest.approx(one_step.mean().item(), rel=1e-5)
+    assert held_out.shape[0] == 2
+    np.testing.assert_array_equal(held_out[:, :, 0], waves()[-2:])
+
+
+def test_scale_is_the_standard_deviation_of_the_training_data(finished):
+    scale = load_model(finished.out / "model").config.scale
+    assert scale == pytest.approx(waves()[:6].astype(np.float64).std(), rel=1e-9)
+
+
+def test_training_learns(data, tmp_path):
+    """Linear waves: far better than predicting zero, whose error is 1, and than predicting no change."""
+    config = TrainConfig(data=data, out=tmp_path / "run", **{**SETTINGS, "epochs": 15, "batch": 4, "width": 8})
+    last = table(train(config))[-1]
+    w = torch.from_numpy(waves()[-2:])
+    still = ((w[:, 1:] - w[:, :-1]).flatten(2).norm(dim=-1) / w[:, 1:].flatten(2).norm(dim=-1)).mean().item()
+    assert float(last["one_step"]) < 0.75 * min(1, still)
+
+
+def test_finished_run_returns_at_once(finished, monkeypatch):
+    before = {f: f.stat().st_mtime_ns for f in finished.out.rglob("*")}
+    monkeypatch.setattr(recipe, "split", None)  # not even the data are read
+    assert train(dataclasses.replace(finished, resume=True)) == finished.out
+    elsewhere = dataclasses.replace(finished, resume=True, data=Path("moved.npy"), threads=1, device="auto")
+    assert train(elsewhere) == finished.out
+    assert {f: f.stat().st_mtime_ns for f in finished.out.rglob("*")} == before
+
+
+def test_existing_run_is_not_overwritten(finished, monkeypatch):
+    monkeypatch.setattr(recipe, "split", None)
+    with pytest.raises(InputError, match=r"expected a new output directory; found a run in .*--resume"):
+        train(finished)
+    with pytest.raises(InputError, match=r"modes=4, noise=0.0; found modes=5, noise=0.2; resume with the same"):
+        train(dataclasses.replace(finished, resume=True, modes=5, noise=0.2))
+
+
+def test_unfinished_run_does_not_continue_on_other_data(data, tmp_path, monkeypatch):
+    config = TrainConfig(data=data, out=tmp_path / "run", resume=True, **SETTINGS)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at_step(patch, 5)
+        train(config)
+    other = save_waves(tmp_path / "other.npy", seed=1)
+    with pytest.raises(InputError, match=r"the data of the run in .*standard deviation.*; pass the same --data"):
+        train(dataclasses.replace(config, data=other))
+    moved = Path(data).rename(tmp_path / "moved.npy")
+    try:
+        train(dataclasses.replace(config, data=moved))
+    finally:
+        moved.rename(data)
+
+
+def damaged(path: Path, case: str) -> Path:
+    w = waves()
+    match case:
+        case "missing":
+            return path
+        case "nan":
+            w[1, 2, 3, 4] = np.nan
+        case "constant":
+            w[:] = 0.1
+        case "short":
+            w = w[:, :1]
+        case "axes":
+            w = w[0, 0]
+        case "text":
+            path.write_text("not an array")
+            return path
+        case "truncated":
+            np.save(path, w)
+            path.write_bytes(path.read_bytes()[:-100])
+            return path
+    np.save(path, w)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "match"),
+    [
+        ("missing", {}, r"found no"),
+        ("nan", {}, r"finite numbers; found NaN or infinity in trajectory 1 at time index 2"),
+        ("constant", {}, r"training data that vary; found a constant field"),
+        ("short", {}, r"more than 1 frames for protocol B; found 1 in"),
+        ("", {"protocol": "A"}, r"more than 10 frames for protocol A; found 6 in .*; use protocol B, or longer"),
+        ("axes", {}, r"expected .*; found .*"),
+        ("text", {}, r"expected .*; found .*"),
+        ("truncated", {}, r"expected .*; found .*"),
+        ("", {"modes": 17}, r"at most 16 modes on a grid of \(16, 16\); found modes=17"),
+        ("", {"modes": 9, "every": 2}, r"at most 8 modes on a grid of \(8, 8\); found modes=9; .*--every"),
+        ("", {"every": 7}, r"every ≥ 1 that divides"),
+        ("", {"n_train": 7}, r"share the 8 trajectories of .*; found n_train=7, n_test=2; lower"),
+        ("", {"first_frame": 7}, r"expected .*times"),
+        ("", {"frames": 9}, r"expected .*times"),
+        ("", {"device": "cuda"}, r"a CUDA device; found none"),
+    ],
+)
+def test_refusals_leave_nothing_behind(tmp_path, monkeypatch, case, changes, match):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data = damaged(tmp_path / "data.npy", case)
+    with pytest.raises(InputError, match=match) as error:
+        train(TrainConfig(data=data, out=tmp_path / "run", **{**SETTINGS, **changes}))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unwritable_output(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="an output directory that can be written"):
+        train(TrainConfig(data=data, out=tmp_path / "file" / "run", **SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"modes": 0}, r"modes of at least 1; found 0; raise --modes"),
+        ({"n_train": 0}, r"n_train of at least 1; found 0; raise --n-train"),
+        ({"frames": 0}, r"frames of at least 1; found 0"),
+        ({"threads": 0}, r"threads of at least 1; found 0"),
+        ({"seed": -1}, r"seed of at least 0; found -1"),
+        ({"first_frame": -2}, r"first_frame of at least 0; found -2; raise --first-frame"),
+        ({"noise": float("nan")}, r"noise of at least 0; found nan"),
+        ({"learning_rate": 0.0}, r"a positive learning_rate; found 0.0"),
+    ],
+)
+def test_impossible_settings(changes, match):
+    with pytest.raises(InputError, match=match):
+        TrainConfig(data=Path("a"), out=Path("b"), **{**SETTINGS, **changes})
+
+
+def test_infinite_loss_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
+    original, calls = recipe.relative_l2, iter(range(10**6))
+
+    def diverging(*arguments, **options):
+        return original(*arguments, **options) * (torch.nan if next(calls) == 5 else 1)
+
+    monkeypatch.setattr(recipe, "relative_l2", diverging)
+    config = TrainConfig(data=data, out=tmp_path / "run", **SETTINGS)
+    with pytest.raises(InputError, match=r"a finite loss; found nan at step 5; lower the learning rate"):
+        train(config)
+    assert torch.load(config.out / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert not (config.out / "model").exists()
+
+
+class Toy(nn.Module):
+    """Predicts ``factor`` times the mean of its frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(0.9))
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.factor * frames.mean(1)
+
+
+def test_loss_is_the_sum_over_frames_of_the_mean_relative_error(double):
+    """By hand for protocol A: ten frames in, three out, the window sliding over the predictions."""
+    model, generator = Toy(), torch.Generator()
+    x, y = torch.randn(4, 10, 1, 5, 5), torch.randn(4, 3, 1, 5, 5)
+    loss = recipe._loss(0.0)(model, (x, y), generator)
+    first = 0.9 * x.mean(1)
+    second = 0.9 * (x[:, 1:].sum(1) + first) / 10
+    third = 0.9 * (x[:, 2:].sum(1) + first + second) / 10
+    by_hand = 0.0
+    for n in range(4):
+        for t, frame in enumerate((first, second, third)):
+            by_hand += (frame[n] - y[n, t]).norm() / y[n, t].norm() / 4
+    torch.testing.assert_close(loss, by_hand)
+    (gradient,) = torch.autograd.grad(loss, model.factor)
+    step = 1e-6
+    with torch.no_grad():
+        model.factor += step
+        above = recipe._loss(0.0)(model, (x, y), generator)
+    assert gradient.item() == pytest.approx((above - loss).item() / step, rel=1e-4)
+
+
+def test_noise_is_on_the_input_alone_and_of_the_size_asked_for():
+    seen = []
+
+    def still(frames):
+        seen.append(frames)
+        return frames[:, -1]
+
+    x, y = torch.ones(3, 1, 1, 40, 40), torch.ones(3, 1, 1, 40, 40)
+    recipe._loss(0.3)(still, (x, y), torch.Generator().manual_seed(1))
+    recipe._loss(0.3)(still, (x, y), torch.Generator().manual_seed(1))
+    recipe._loss(0.3)(still, (x, y), torch.Generator().manual_seed(2))
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.isclose(seen[0], seen[2]).all()
+    assert (seen[0] - 1).std().item() == pytest.approx(0.3, rel=0.05)
+    assert (x == 1).all()
+
+
+@pytest.mark.parametrize(("protocol", "n_in", "windows", "n_out"), [("A", 10, 6, 3), ("B", 1, 72, 1)])
+def test_protocols(long_data, tmp_path, monkeypatch, protocol, n_in, windows, n_out):
+    from monarch_sciml.training import loop
+
+    given = {}
+
+    def fit(task, train, held_out, run, **options):
+        given.update(options, train=train, held_out=held_out, task=task)
+
+    monkeypatch.setattr(loop, "fit", fit)
+    config = TrainConfig(data=long_data, out=tmp_path / "run", **{**SETTINGS, "protocol": protocol})
+    train(config)
+    x, y = given["train"][0]
+    assert (len(given["train"]), len(x), len(y)) == (windows, n_in, n_out)
+    x, y = given["held_out"][0]
+    assert (len(given["held_out"]), len(x), len(y)) == (2, n_in, 13 - n_in)
+    assert (given["epochs"], given["batch"]) == (3, 8)
+    assert given["task"].model.config.n_in == n_in
+
+
+def learning_rates(steps_per_epoch: int, **changes) -> tuple[torch.optim.Optimizer, list[float]]:
+    config = TrainConfig(data=Path("a"), out=Path("b"), **{**SETTINGS, **changes})
+    optimiser, schedule = recipe._optimiser(config)(nn.Linear(1, 1), steps_per_epoch)
+    rates = []
+    for _ in range(config.epochs * steps_per_epoch):
+        rates.append(schedule.get_last_lr()[0])
+        optimiser.step()
+        schedule.step()
+    return optimiser, [*rates, schedule.get_last_lr()[0]]
+
+
+def test_optimiser_of_protocol_a():
+    optimiser, rates = learning_rates(3, protocol="A", epochs=10)
+    assert type(optimiser) is torch.optim.Adam
+    assert optimiser.defaults["weight_decay"] == 1e-4
+    expected = [1e-3 * 0.5 ** (step // 6) for step in range(31)]
+    assert rates == pytest.approx(expected)
+    assert learning_rates(3, protocol="A", epochs=2, learning_rate=0.1)[1][0] == 0.1
+
+
+def test_optimiser_of_protocol_b():
+    optimiser, rates = learning_rates(3, protocol="B", epochs=10)
+    assert type(optimiser) is torch.optim.AdamW
+    assert optimiser.defaults["weight_decay"] == 1e-4
+    assert rates == pytest.approx([4e-3 * (1 + np.cos(np.pi * step / 30)) for step in range(31)], abs=1e-12)
+
+
+def test_killed_command_resumes_bitwise(data, tmp_path, capsys):
+    """SIGKILL in the second of three epochs, from outside the loop's control."""
+    options = "--modes 4 --width 4 --layers 2 --n-train 6 --n-test 2 --epochs 3 --batch 8 --noise 0.1 --quiet"
+    threads = ["--threads", str(torch.get_num_threads())]
+    command = ["pde", "train", "--data", str(data), "--device", "cpu", *threads, *options.split()]
+    script = f"""
+import importlib, os, signal, sys
+recipe = importlib.import_module("monarch_sciml.pde.recipe")
+from monarch_sciml.cli import main
+original, steps = recipe.relative_l2, iter(range(1000))
+def dies(*arguments, **options):
+    if next(steps) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+recipe.relative_l2 = dies
+main(sys.argv[1:])
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *command, "--out", str(tmp_path / "killed")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 4
+    main([*command, "--out", str(tmp_path / "killed"), "--resume"])
+    main([*command, "--out", str(tmp_path / "whole")])
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_in_memory_windows_are_what_the_file_holds(data):
+    training, _ = split(TrainConfig(data=data, out=Path("run"), **{**SETTINGS, "every": 2, "first_frame": 1}))
+    direct = TrajectoryDataset(data, times=slice(1, None), every=2, samples=slice(6))
+    assert training.grid == (8, 8)
+    for a, b in zip(Windows(training, 1, 1), Windows(direct, 1, 1), strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])

@@ -1,0 +1,245 @@
+"""The command line: complete help, one line per mistake, plain output without a terminal, every format."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from waves import save_waves
+
+from monarch_sciml import __version__
+from monarch_sciml.cli import Generate, main
+from monarch_sciml.pde import EvaluateConfig, GenerateConfig, TrainConfig
+
+TINY = "--modes 4 --width 4 --layers 2 --n-train 5 --n-test 2 --epochs 2 --batch 4 --device cpu".split()
+COMMANDS = {
+    ("pde", "generate"): [Generate, GenerateConfig],
+    ("pde", "train"): [TrainConfig],
+    ("pde", "evaluate"): [EvaluateConfig],
+}
+
+
+def status(*arguments: object) -> int:
+    """Run the command in this process; its exit status."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Run a command that must fail, and return its only line of output."""
+
+    def run(*arguments: object) -> str:
+        assert status(*arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert re.fullmatch(r"monarch-sciml: expected .+; found .+; .+\n", err), err
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return save_waves(tmp_path_factory.mktemp("data") / "waves.npy")
+
+
+@pytest.mark.parametrize("command", [(), ("pde",), ("info",), *COMMANDS])
+def test_help(command, capsys):
+    assert status(*command, "--help") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("usage: monarch-sciml")
+    for config in COMMANDS.get(command, []):
+        for option in dataclasses.fields(config):
+            if not dataclasses.is_dataclass(option.type):
+                assert f"--{option.name.replace('_', '-')} " in out, option.name
+    if not command:
+        assert "pde" in out
+        assert "info" in out
+    if command == ("pde",):
+        assert all(name in out for name in ("generate", "train", "evaluate"))
+
+
+@pytest.mark.parametrize("config", [Generate, *[c for configs in COMMANDS.values() for c in configs]])
+def test_every_option_is_explained(config):
+    """tyro takes the help from the string below each field."""
+    source = Path(sys.modules[config.__module__].__file__ or "").read_text()
+    body = source[source.index(f"class {config.__name__}") :]
+    for option in dataclasses.fields(config):
+        if not dataclasses.is_dataclass(option.type):
+            assert re.search(rf'^    {option.name}: [^\n]+\n    """\S', body, re.MULTILINE), option.name
+
+
+def test_module_runs_as_a_program():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-m", "monarch_sciml", "--help"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "usage: monarch-sciml" in result.stdout
+
+
+def test_info(capsys):
+    assert status("info") == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["monarch_sciml"] == __version__
+    assert lines["torch"] == torch.__version__
+    assert lines["threads"] == str(torch.get_num_threads())
+    assert {"neuraloperator", "lightning", "numpy", "python", "device"} <= set(lines)
+
+
+def test_generate_train_evaluate(tmp_path, capsys):
+    flow, runs = tmp_path / "flow.h5", [tmp_path / "fno", tmp_path / "fno-monarch"]
+    settings = "--samples 7 --resolution 16 --viscosity 1e-2 --end-time 3 --batch 4".split()
+    assert status("pde", "generate", "--out", flow, *settings) == 0
+    assert capsys.readouterr() == (f"{flow}\n", "")
+    for run in runs:
+        assert status("pde", "train", "--data", flow, "--out", run, "--model", run.name, *TINY) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert all(line.isprintable() for line in out.splitlines())  # no control characters, no colours
+        assert out.splitlines()[-1] == str(run)
+        assert len(out.splitlines()) == 3  # one line an epoch, and the run
+        assert status("pde", "train", "--data", flow, "--out", run, "--model", run.name, *TINY, "--resume") == 0
+        assert capsys.readouterr().out == f"{run}\n"
+    assert status("pde", "evaluate", "--runs", *runs, "--out", tmp_path / "evaluation") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("| model | seed | parameters |")
+    assert (tmp_path / "evaluation" / "table.md").read_text() in out
+    files = [line for line in out.splitlines() if line.startswith(str(tmp_path))]
+    assert sorted(files) == sorted(str(f) for f in (tmp_path / "evaluation").iterdir())
+    assert all(line.isprintable() for line in out.splitlines())
+    # a configuration beside every result
+    assert json.loads(flow.with_suffix(".json").read_text())["samples"] == 7
+    for run in runs:
+        assert json.loads((run / "config.json").read_text())["config"]["model"] == run.name
+    assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["out"].endswith("evaluation")
+
+
+def test_quiet_says_where_the_result_is_and_no_more(data, tmp_path, capsys):
+    assert status("pde", "train", "--data", data, "--out", tmp_path / "run", *TINY, "--quiet") == 0
+    assert capsys.readouterr() == (f"{tmp_path / 'run'}\n", "")
+
+
+def test_progress_bars_are_for_terminals(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    arguments = "--samples 2 --resolution 8 --viscosity 1e-2 --end-time 1".split()
+    assert status("pde", "generate", "--out", tmp_path / "a.h5", *arguments) == 0
+    assert "2/2" in capsys.readouterr().err
+    assert status("pde", "generate", "--out", tmp_path / "b.h5", *arguments, "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ("pde train --data {tmp}/none.npy --out {tmp}/run", "none.npy"),
+        ("pde train --data {data} --out {tmp}/run --n-test 50", "share the 8 trajectories"),
+        ("pde train --data {data} --out {tmp}/run --modes 0", "modes of at least 1; found 0; raise --modes"),
+        ("pde train --data {data} --out {tmp}/run --learning-rate -1", "a positive learning_rate; found -1.0"),
+        ("pde train --data {data} --out {tmp}/run --n-train 5 --n-test 2 --modes 20", "at most 16 modes"),
+        ("pde train --data {data} --out {tmp}/run --device cuda", "a CUDA device; found none"),
+        ("pde evaluate --runs {tmp}/none --out {tmp}/evaluation", "a finished training"),
+        ("pde evaluate --runs --out {tmp}/evaluation", "at least one run directory; found none"),
+        ("pde generate --out {tmp}/flow.h5 --samples 0", "samples, batch and resolution ≥ 1"),
+        ("pde generate --out {tmp}/flow.mat", "a file name ending in .h5"),
+        ("pde generate --out {tmp}/flow.h5 --device cuda", "a CUDA device; found none"),
+    ],
+)
+def test_mistakes_end_in_one_line(data, tmp_path, monkeypatch, refusal, arguments, match):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert match in refusal(*arguments.format(data=data, tmp=tmp_path).split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_run_ends_in_one_line(data, tmp_path, refusal, capsys):
+    command = ["pde", "train", "--data", data, "--out", tmp_path / "run", *TINY, "--quiet"]
+    assert status(*command) == 0
+    capsys.readouterr()
+    assert "pass --resume to continue it" in refusal(*command)
+    assert "found seed=3" in refusal(*command, "--resume", "--seed", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ("pde train --data a --out b --modes many", "many"),
+        ("pde train --data a --out b --moods 3", "--moods"),
+        ("pde train --out b", "--data"),
+        ("pde train --data a --out b --model unet", "unet"),
+        ("pde fly", "fly"),
+        ("", "info"),
+    ],
+)
+def test_wrong_options_are_named(arguments, match, capsys):
+    assert status(*arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert match in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_exits_with_an_error_and_exports_nothing(data, tmp_path, monkeypatch, capsys, kind):
+    recipe = importlib.import_module("monarch_sciml.pde.recipe")
+    original, steps = recipe.relative_l2, iter(range(10**6))
+
+    def interrupted(*arguments, **options):
+        if next(steps) == 8:  # in the second epoch of seven steps
+            signal.raise_signal(kind)
+        return original(*arguments, **options)
+
+    command = ["pde", "train", "--data", data, "--out", tmp_path / "run", *TINY]
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "relative_l2", interrupted)
+        assert status(*command) == 130
+    out, err = capsys.readouterr()
+    assert err == "monarch-sciml: interrupted\n"
+    assert out.startswith("epoch 1/2")
+    assert not (tmp_path / "run" / "model").exists()
+    assert (tmp_path / "run" / "last.ckpt").exists()
+    assert status(*command, "--resume") == 0
+    assert (tmp_path / "run" / "model").exists()
+
+
+def test_one_dimensional_array(tmp_path):
+    rows = save_waves(tmp_path / "line.npy", grid=(32,))
+    npz = tmp_path / "line.npz"
+    np.savez(npz, u=np.load(rows))
+    for data in (rows, npz):
+        run = tmp_path / data.suffix[1:]
+        assert status("pde", "train", "--data", data, "--out", run, *TINY, "--quiet") == 0
+    assert (tmp_path / "npy" / "metrics.csv").exists()
+    assert status("pde", "evaluate", "--runs", tmp_path / "npy", "--out", tmp_path / "evaluation") == 0
+
+
+@pytest.mark.skipif("MONARCH_SCIML_TEST_DATA" not in os.environ, reason="needs MONARCH_SCIML_TEST_DATA")
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("burgers_train_16.pt", ["--modes", "8"]),
+        ("dev_ns_V1e-3_v5.mat", ["--modes", "8", "--every", "4"]),
+        ("dev_ns_V1e-3_v73.mat", ["--modes", "8", "--every", "4"]),
+    ],
+)
+def test_published_files(tmp_path, capsys, file, options):
+    data, run = Path(os.environ["MONARCH_SCIML_TEST_DATA"]) / file, tmp_path / "run"
+    counts = ["--n-train", 3, "--n-test", 1] if "dev" in file else ["--n-train", 100, "--n-test", 10]
+    settings = ["--width", 4, "--epochs", 1, *counts, *options]
+    assert status("pde", "train", "--data", data, "--out", run, *settings) == 0
+    assert status("pde", "evaluate", "--runs", run, "--out", tmp_path / "evaluation") == 0
+    assert capsys.readouterr().err == ""
+    (result,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert 0 < result["one_step"] < 2
