@@ -58,7 +58,7 @@ class TrainConfig:
     batch: int = 20
     """Windows per step."""
     learning_rate: float | None = None
-    """Peak learning rate; by default 1e-3 (A: Adam, halved every fifth) and 8e-3 (B: AdamW, cosine)."""
+    """Peak learning rate; by default 1e-3 (A: Adam, halved every fifth) and 5e-3 (B: AdamW, cosine)."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the input frames, relative to the data's."""
     seed: int = 0
@@ -95,7 +95,7 @@ class TrainConfig:
     @property
     def peak_rate(self) -> float:
         """The learning rate in use."""
-        return self.learning_rate or {"A": 1e-3, "B": 8e-3}[self.protocol]
+        return self.learning_rate or {"A": 1e-3, "B": 5e-3}[self.protocol]
 
 
 def train(config: TrainConfig) -> Path:

@@ -190,10 +190,13 @@ def test_unfinished_run(data, runs, tmp_path, monkeypatch):
     def stop(*arguments, **options):
         raise Stop
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(recipe, "relative_l2", stop)
-        trained(tmp_path / "run", data)
-    with pytest.raises(InputError, match=r"a finished training in .*run; found no exported model; .*--resume"):
+        with pytest.raises(Stop):
+            trained(tmp_path / "run", data)
+    with pytest.raises(
+        InputError, match=r"a finished training in .*run; found no exported model; .*--resume"
+    ):
         evaluate(EvaluateConfig(runs=(runs[0], tmp_path / "run"), out=tmp_path / "evaluation"))
     with pytest.raises(InputError, match=r"a finished training in .*nowhere"):
         evaluate(EvaluateConfig(runs=(tmp_path / "nowhere",), out=tmp_path / "evaluation"))
@@ -204,7 +207,9 @@ def test_runs_that_cannot_be_compared(data, runs, tmp_path):
     """Other frames, another grid, other held-out trajectories."""
     for name, changes in {"f": {"first_frame": 1}, "e": {}, "n": {"n_test": 2}}.items():
         other = trained(tmp_path / name, data, **{"every": 2, "epochs": 1, **changes} if name != "e" else {})
-        with pytest.raises(InputError, match=r"same frames of the same trajectories on the same grid; found fno: "):
+        with pytest.raises(
+            InputError, match=r"same frames of the same trajectories on the same grid; found fno: "
+        ):
             evaluate(EvaluateConfig(runs=(runs[0], other), out=tmp_path / "evaluation"))
     other = trained(tmp_path / "d", save_waves(tmp_path / "d.npy", grid=(32, 32), seed=9), every=2, epochs=1)
     with pytest.raises(InputError, match=r"same frames of the same trajectories"):
@@ -218,7 +223,9 @@ def test_refusals(runs, tmp_path):
             evaluate(EvaluateConfig(**{"runs": runs[:1], "out": tmp_path / "evaluation", **changes}))
         assert not (tmp_path / "evaluation").exists()
 
-    refused(r"trajectories of 1 channels on 2 axes; found .*1 channels × 16 points", data=_line(tmp_path), every=1)
+    refused(
+        r"trajectories of 1 channels on 2 axes; found .*1 channels × 16 points", data=_line(tmp_path), every=1
+    )
     short = save_waves(tmp_path / "short.npy", frames=1, grid=(32, 32))
     refused(r"expected .*; found .*n_out=0", data=short)
     refused(r"expected .*; found .*", data=tmp_path / "nothing.npy")
@@ -241,7 +248,11 @@ def _line(path: Path) -> Path:
         ("metrics.csv", "epoch,seconds\n", r"the table of a training"),
         ("metrics.csv", "epoch\n1\n", r"the table of a training"),
         ("config.json", None, r"a file config.json; found none"),
-        ("config.json", '{"config": {"depth": 3}}', r"the settings of a training in .*; found KeyError: 'data'"),
+        (
+            "config.json",
+            '{"config": {"depth": 3}}',
+            r"the settings of a training in .*; found KeyError: 'data'",
+        ),
         ("config.json", '{"config": {"data": "a", "depth": 3}}', r"the settings of a training in .*depth"),
         ("model/model.safetensors", "junk", r"a safetensors file"),
     ],
@@ -272,7 +283,9 @@ def test_one_dimensional_data(tmp_path, model):
     (result,) = evaluate(EvaluateConfig(runs=(run,), out=tmp_path / "evaluation"))
     assert result.grid == (20,)
     assert result.spectrum is None
-    assert sorted(f.name for f in (tmp_path / "evaluation").iterdir()) == [f for f in FILES if "spec" not in f]
+    assert sorted(f.name for f in (tmp_path / "evaluation").iterdir()) == [
+        f for f in FILES if "spec" not in f
+    ]
     assert all(is_a_picture(f) for f in (tmp_path / "evaluation").glob("*.png"))
 
 

@@ -33,7 +33,9 @@ def test_relative_l2_is_differentiable(double):
 
 
 def test_relative_l2_of_other_shapes():
-    with pytest.raises(InputError, match=r"target's shape \(2, 5\); found \(2, 1\); compare on the same grid"):
+    with pytest.raises(
+        InputError, match=r"target's shape \(2, 5\); found \(2, 1\); compare on the same grid"
+    ):
         relative_l2(torch.ones(2, 1), torch.ones(2, 5))
 
 

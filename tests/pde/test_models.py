@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.nn import LearnedTransform, MonarchSpectralConv
-from monarch_sciml.pde.models import FramePredictor, ModelConfig, count_parameters, fno, fno_monarch, load_model
+from monarch_sciml.pde.models import (
+    FramePredictor,
+    ModelConfig,
+    count_parameters,
+    fno,
+    fno_monarch,
+    load_model,
+)
 
 SMALL = ModelConfig("fno-monarch", grid=(12, 10), channels=2, n_in=3, modes=4, width=4, layers=2, scale=2.5)
 KINDS = ("fno", "fno-monarch")
@@ -26,7 +33,12 @@ def monarch_weights(baseline: nn.Module, monarch: nn.Module) -> dict[str, Tensor
     theirs, state = baseline.state_dict(), dict(monarch.state_dict())
     theirs.pop("_metadata", None), state.pop("_metadata", None)
     for name, ours in state.items():
-        if "convs" in name and name.endswith(".weight") and "analysis" not in name and "synthesis" not in name:
+        if (
+            "convs" in name
+            and name.endswith(".weight")
+            and "analysis" not in name
+            and "synthesis" not in name
+        ):
             # (in, out, m_1 … m_d) complex → (m_1 … m_d, in, out, 2)
             source = theirs.get(name, theirs.get(name + ".tensor"))
             state[name] = torch.view_as_real(source.movedim((0, 1), (-2, -1)).resolve_conj()).contiguous()
@@ -122,7 +134,9 @@ def test_other_grids_without_retraining(grid):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(2, 2, 2, 12, 10), (2, 3, 1, 12, 10), (2, 3, 2, 12), (3, 2, 12, 10)])
 def test_wrong_input_shapes_are_named(kind, shape):
-    with pytest.raises(InputError, match=r"frames \(batch, 3, 2, 2 grid axes\); found shape .*; this model takes"):
+    with pytest.raises(
+        InputError, match=r"frames \(batch, 3, 2, 2 grid axes\); found shape .*; this model takes"
+    ):
         config(kind).build()(torch.zeros(shape))
 
 

@@ -1,42 +1,24 @@
-"""Training end to end on tiny data: protocols, exact resume, refusals that leave nothing behind."""
+"""Training end to end on tiny data: protocols, loss, schedule, refusals that leave nothing behind."""
 
-import csv
 import dataclasses
 import importlib
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
+from runs import SETTINGS, assert_same_run, table, weights
 from waves import save_waves, waves
 
-from monarch_sciml.cli import main
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
-from monarch_sciml.pde.models import FramePredictor, load_model
+from monarch_sciml.pde.models import load_model
 from monarch_sciml.pde.recipe import TrainConfig, split, train
 from monarch_sciml.pde.rollout import one_step_errors, rollout_errors
 
 # the package exports the function under the name of its module
 recipe = importlib.import_module("monarch_sciml.pde.recipe")
-
-SETTINGS = {
-    "modes": 4,
-    "width": 4,
-    "layers": 2,
-    "n_train": 6,
-    "n_test": 2,
-    "epochs": 3,
-    "batch": 8,
-    "device": "cpu",
-    "quiet": True,
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,72 +29,6 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def long_data(tmp_path_factory) -> Path:
     return save_waves(tmp_path_factory.mktemp("data") / "long.npy", frames=13)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(run / "model" / "model.safetensors")
-
-
-def table(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    left, right = weights(a), weights(b)
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-    assert len(table(a)) == len(table(b))
-    for x, y in zip(table(a), table(b), strict=True):
-        assert {**x, "seconds": None} == {**y, "seconds": None}
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, failure: type[BaseException] = Stop) -> None:
-    """Raise in the loss of optimiser step ``step``, counted from 0."""
-    original, calls = recipe.relative_l2, iter(range(10**6))
-
-    def failing(*arguments, **options):
-        if next(calls) == step:
-            raise failure
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(recipe, "relative_l2", failing)
-
-
-@pytest.mark.parametrize(("model", "protocol"), [("fno", "B"), ("fno-monarch", "B"), ("fno-monarch", "A")])
-@pytest.mark.parametrize("failure", [Stop, KeyboardInterrupt])
-def test_resumed_training_is_bitwise_the_uninterrupted_one(
-    long_data, tmp_path, monkeypatch, model, protocol, failure
-):
-    settings = {**SETTINGS, "model": model, "protocol": protocol, "noise": 0.1}
-    config = TrainConfig(data=long_data, out=tmp_path / "whole", **settings)
-    train(config)
-    steps = {"A": 1, "B": 9}[protocol]  # an epoch: 6 windows, or 6 · 12, in batches of 8
-    parts = dataclasses.replace(config, out=tmp_path / "parts", resume=True)
-    with monkeypatch.context() as patch, pytest.raises(failure):
-        stop_at_step(patch, 2 * steps + steps // 2, failure)
-        train(parts)
-    assert len(table(parts.out)) == 2
-    assert not (parts.out / "model").exists()  # interrupted is not finished
-    torch.rand(5)
-    train(parts)
-    assert_same_run(parts.out, config.out)
-
-
-def test_death_between_the_last_checkpoint_and_the_export(data, tmp_path, monkeypatch):
-    config = TrainConfig(data=data, out=tmp_path / "whole", **SETTINGS)
-    train(config)
-    parts = dataclasses.replace(config, out=tmp_path / "parts", resume=True)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(FramePredictor, "save", lambda *_: (_ for _ in ()).throw(Stop))
-        train(parts)
-    assert not (parts.out / "model").exists()
-    train(parts)
-    assert_same_run(parts.out, config.out)
 
 
 def test_seed_decides_everything(data, tmp_path):
@@ -156,43 +72,13 @@ def test_scale_is_the_standard_deviation_of_the_training_data(finished):
 
 def test_training_learns(data, tmp_path):
     """Linear waves: far better than predicting zero, whose error is 1, and than predicting no change."""
-    config = TrainConfig(data=data, out=tmp_path / "run", **{**SETTINGS, "epochs": 15, "batch": 4, "width": 8})
+    config = TrainConfig(
+        data=data, out=tmp_path / "run", **{**SETTINGS, "epochs": 15, "batch": 4, "width": 8}
+    )
     last = table(train(config))[-1]
     w = torch.from_numpy(waves()[-2:])
     still = ((w[:, 1:] - w[:, :-1]).flatten(2).norm(dim=-1) / w[:, 1:].flatten(2).norm(dim=-1)).mean().item()
     assert float(last["one_step"]) < 0.75 * min(1, still)
-
-
-def test_finished_run_returns_at_once(finished, monkeypatch):
-    before = {f: f.stat().st_mtime_ns for f in finished.out.rglob("*")}
-    monkeypatch.setattr(recipe, "split", None)  # not even the data are read
-    assert train(dataclasses.replace(finished, resume=True)) == finished.out
-    elsewhere = dataclasses.replace(finished, resume=True, data=Path("moved.npy"), threads=1, device="auto")
-    assert train(elsewhere) == finished.out
-    assert {f: f.stat().st_mtime_ns for f in finished.out.rglob("*")} == before
-
-
-def test_existing_run_is_not_overwritten(finished, monkeypatch):
-    monkeypatch.setattr(recipe, "split", None)
-    with pytest.raises(InputError, match=r"expected a new output directory; found a run in .*--resume"):
-        train(finished)
-    with pytest.raises(InputError, match=r"modes=4, noise=0.0; found modes=5, noise=0.2; resume with the same"):
-        train(dataclasses.replace(finished, resume=True, modes=5, noise=0.2))
-
-
-def test_unfinished_run_does_not_continue_on_other_data(data, tmp_path, monkeypatch):
-    config = TrainConfig(data=data, out=tmp_path / "run", resume=True, **SETTINGS)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        stop_at_step(patch, 5)
-        train(config)
-    other = save_waves(tmp_path / "other.npy", seed=1)
-    with pytest.raises(InputError, match=r"the data of the run in .*standard deviation.*; pass the same --data"):
-        train(dataclasses.replace(config, data=other))
-    moved = Path(data).rename(tmp_path / "moved.npy")
-    try:
-        train(dataclasses.replace(config, data=moved))
-    finally:
-        moved.rename(data)
 
 
 def damaged(path: Path, case: str) -> Path:
@@ -226,7 +112,11 @@ def damaged(path: Path, case: str) -> Path:
         ("nan", {}, r"finite numbers; found NaN or infinity in trajectory 1 at time index 2"),
         ("constant", {}, r"training data that vary; found a constant field"),
         ("short", {}, r"more than 1 frames for protocol B; found 1 in"),
-        ("", {"protocol": "A"}, r"more than 10 frames for protocol A; found 6 in .*; use protocol B, or longer"),
+        (
+            "",
+            {"protocol": "A"},
+            r"more than 10 frames for protocol A; found 6 in .*; use protocol B, or longer",
+        ),
         ("axes", {}, r"expected .*; found .*"),
         ("text", {}, r"expected .*; found .*"),
         ("truncated", {}, r"expected .*; found .*"),
@@ -380,35 +270,6 @@ def test_optimiser_of_protocol_b():
     assert type(optimiser) is torch.optim.AdamW
     assert optimiser.defaults["weight_decay"] == 1e-4
     assert rates == pytest.approx([4e-3 * (1 + np.cos(np.pi * step / 30)) for step in range(31)], abs=1e-12)
-
-
-def test_killed_command_resumes_bitwise(data, tmp_path, capsys):
-    """SIGKILL in the second of three epochs, from outside the loop's control."""
-    options = "--modes 4 --width 4 --layers 2 --n-train 6 --n-test 2 --epochs 3 --batch 8 --noise 0.1 --quiet"
-    threads = ["--threads", str(torch.get_num_threads())]
-    command = ["pde", "train", "--data", str(data), "--device", "cpu", *threads, *options.split()]
-    script = f"""
-import importlib, os, signal, sys
-recipe = importlib.import_module("monarch_sciml.pde.recipe")
-from monarch_sciml.cli import main
-original, steps = recipe.relative_l2, iter(range(1000))
-def dies(*arguments, **options):
-    if next(steps) == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **options)
-recipe.relative_l2 = dies
-main(sys.argv[1:])
-"""
-    killed = subprocess.run(
-        [sys.executable, "-c", script, *command, "--out", str(tmp_path / "killed")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 4
-    main([*command, "--out", str(tmp_path / "killed"), "--resume"])
-    main([*command, "--out", str(tmp_path / "whole")])
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_in_memory_windows_are_what_the_file_holds(data):

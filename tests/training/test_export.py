@@ -73,16 +73,22 @@ def test_missing_and_damaged_weights(tmp_path):
     content = weights.read_bytes()
     for damaged in (b"", content[:20], content[:-1], b"\0" * len(content)):
         weights.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"expected a safetensors file .*model\.safetensors; found .*again"):
+        with pytest.raises(
+            InputError, match=r"expected a safetensors file .*model\.safetensors; found .*again"
+        ):
             load_weights(path, Net())
     weights.unlink()
-    with pytest.raises(InputError, match=r"expected exported weights .*; found no such file; train to the end"):
+    with pytest.raises(
+        InputError, match=r"expected exported weights .*; found no such file; train to the end"
+    ):
         load_weights(path, Net())
 
 
 def test_weights_of_another_model(tmp_path):
     path = save_model(tmp_path / "model", Net(), {})
-    with pytest.raises(InputError, match=r"weights that fit .*; found .*size mismatch for a.*; keep") as error:
+    with pytest.raises(
+        InputError, match=r"weights that fit .*; found .*size mismatch for a.*; keep"
+    ) as error:
         load_weights(path, Net(4))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"weights that fit .*; found .*Missing key.*weight"):

@@ -135,16 +135,17 @@ def interrupt(experiment: Experiment, where: str, run: Path, monkeypatch: pytest
         experiment.at_metrics = lambda: stop_at(2 * STEPS + 2)
     elif where == "after the last step":
         experiment.at_metrics = lambda: stop_at(EPOCHS * STEPS)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        replace = os.replace
+    replace = os.replace
 
-        def replace_or_stop(source: Path, target: Path) -> None:
-            if str(target).endswith(where):
-                stop_at(2)
-            replace(source, target)
+    def replace_or_stop(source: Path, target: Path) -> None:
+        if str(target).endswith(where):
+            stop_at(2)
+        replace(source, target)
 
+    with monkeypatch.context() as patch:
         patch.setattr(loop.os, "replace", replace_or_stop)
-        experiment.fit(run)
+        with pytest.raises(Stop):
+            experiment.fit(run)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,9 @@ def test_infinite_loss_stops_and_keeps_the_checkpoint(whole, tmp_path):
             nn.init.constant_(experiment.model[0].bias, torch.nan)
 
     experiment.at_step = destroy
-    with pytest.raises(InputError, match=r"expected a finite loss; found nan at step 4; lower the learning rate"):
+    with pytest.raises(
+        InputError, match=r"expected a finite loss; found nan at step 4; lower the learning rate"
+    ):
         experiment.fit(tmp_path)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == STEPS
@@ -223,9 +226,17 @@ def test_infinite_weights_do_not_replace_the_checkpoint(tmp_path):
 
 def test_damaged_checkpoint_is_one_message(whole, tmp_path):
     content = (whole[1] / "last.ckpt").read_bytes()
-    for damaged in (b"", content[:100], content[:-300], b"\0" * 300, pickle.dumps(Malice(tmp_path / "owned"))):
+    for damaged in (
+        b"",
+        content[:100],
+        content[:-300],
+        b"\0" * 300,
+        pickle.dumps(Malice(tmp_path / "owned")),
+    ):
         (tmp_path / "last.ckpt").write_bytes(damaged)
-        with pytest.raises(InputError, match=r"expected a checkpoint .*last.ckpt; found .+; delete it") as error:
+        with pytest.raises(
+            InputError, match=r"expected a checkpoint .*last.ckpt; found .+; delete it"
+        ) as error:
             Experiment().fit(tmp_path, resume=True)
         assert "\n" not in str(error.value)
     torch.save({"state_dict": Malice(tmp_path / "owned")}, tmp_path / "last.ckpt")
@@ -268,7 +279,9 @@ def test_progress_without_a_terminal_is_one_plain_line_an_epoch(tmp_path, capsys
 
 
 def test_seeded_generators_differ_in_every_part_of_the_key():
-    draws = {float(torch.rand(1, generator=seeded_generator(*key))) for key in [(0, 0), (0, 1), (1, 0), (1, 1)]}
+    draws = {
+        float(torch.rand(1, generator=seeded_generator(*key))) for key in [(0, 0), (0, 1), (1, 0), (1, 1)]
+    }
     assert len(draws) == 4
     again = torch.rand(1, generator=seeded_generator(1, 1))
     assert float(again) in draws

@@ -70,7 +70,9 @@ def test_changed_settings_are_named(tmp_path):
     config = Config(tmp_path / "run")
     create_run(config.out, config, DATA)
     changed = replace(config, width=8, rate=0.5)
-    with pytest.raises(InputError, match=r"settings of the run in .*width=4, rate=None; found width=8, rate=0.5"):
+    with pytest.raises(
+        InputError, match=r"settings of the run in .*width=4, rate=None; found width=8, rate=0.5"
+    ):
         check_run(config.out, changed, resume=True)
 
 
@@ -95,7 +97,9 @@ def test_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "run"
     check_run(out, Config(out), resume=False)
-    with pytest.raises(InputError, match=r"an output directory that can be written; found .*; choose another"):
+    with pytest.raises(
+        InputError, match=r"an output directory that can be written; found .*; choose another"
+    ):
         create_run(out, Config(out), DATA)
 
 
