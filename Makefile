@@ -20,10 +20,10 @@ install: .venv/installed
 
 # Navier–Stokes at ν = 1e-3: generate, train both models alike, one table, four pictures
 demo: .venv/installed
-	$(BIN)/monarch-sciml pde generate --out data/demo_ns_V1e-3.h5 --samples 140 --end-time 21 --threads $(THREADS)
+	$(BIN)/monarch-sciml pde generate --out data/demo_ns_V1e-3.h5 --samples 140 --end-time 21
 	for model in fno fno-monarch; do \
 	  $(BIN)/monarch-sciml pde train --resume --data data/demo_ns_V1e-3.h5 --out $(DEMO)/$$model --model $$model \
-	    --first-frame 1 --every 2 --threads $(THREADS) || exit 1; \
+	    --first-frame 1 --every 2 --residual --threads $(THREADS) || exit 1; \
 	done
 	$(BIN)/monarch-sciml pde evaluate --runs $(DEMO)/fno $(DEMO)/fno-monarch --out $(DEMO)/evaluation --threads $(THREADS)
 

@@ -6,21 +6,17 @@ is light enough that ``--help`` answers at once.
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-# 10 MB activations are allocated and freed at every step; huge pages spare the kernel most of that work
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 import tyro
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.evaluation import EvaluateConfig, evaluate, markdown_table
-from monarch_sciml.pde.generate import GenerateConfig, generate
+from monarch_sciml.pde.generation import GenerateConfig, generate
 from monarch_sciml.pde.recipe import TrainConfig, train
 from monarch_sciml.training import check_device
 
@@ -36,8 +32,6 @@ class Generate:
     config: GenerateConfig = field(default_factory=GenerateConfig)
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to simulate."""
-    threads: int | None = None
-    """CPU threads; torch decides by default."""
     quiet: bool = False
     """No progress bar."""
 
@@ -66,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command = _parse(arguments)
         _run(command.command if isinstance(command, Pde) else command)
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:  # the latter: a solver that found no stable step
         print(f"monarch-sciml: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -96,7 +90,6 @@ def _run(command: Generate | TrainConfig | EvaluateConfig | Info) -> None:
     match command:
         case Generate():
             check_device(command.device)
-            _set_threads(command.threads)
             progress = sys.stderr.isatty() and not command.quiet
             print(generate(command.out, command.config, progress=progress, device=command.device))
         case TrainConfig():
@@ -108,10 +101,3 @@ def _run(command: Generate | TrainConfig | EvaluateConfig | Info) -> None:
             from monarch_sciml.training.run import environment
 
             print("\n".join(f"{name:>14}  {value}" for name, value in environment().items()))
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)

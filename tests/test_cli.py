@@ -142,7 +142,7 @@ def test_progress_bars_are_for_terminals(tmp_path, monkeypatch, capsys):
     arguments = "--samples 2 --resolution 8 --viscosity 1e-2 --end-time 1"
     assert status("pde", "generate", "--out", tmp_path / "a.h5", arguments) == 0
     assert "2/2" in capsys.readouterr().err
-    assert status("pde", "generate", "--out", tmp_path / "b.h5", *arguments, "--quiet") == 0
+    assert status("pde", "generate", "--out", tmp_path / "b.h5", arguments, "--quiet") == 0
     assert capsys.readouterr().err == ""
 
 

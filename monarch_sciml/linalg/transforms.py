@@ -44,8 +44,8 @@ def fourier_factors(n: int, n_modes: int, first: int, *, origin: int = 0) -> tup
     With n = p·q, j = j1·q + j2 and k = first + ℓ·p + c, the entry exp(−2πi (j − origin) k/n) splits into
     ω_p^{j1·(first+c)} · ω_n^{(j2−origin)·k}. So, once a stride permutation has sorted the input by (j2, j1),
     ``R[j2, c, j1] = ω_p^{j1(first+c)}`` and ``L[c, ℓ, j2] = ω_n^{(j2−origin)k}``, each scaled to be
-    orthonormal itself. Rows come in increasing frequency. p is the divisor of n nearest to √n; when it does not divide
-    n_modes, the last rows are frequencies beyond those asked for.
+    orthonormal itself. Rows come in increasing frequency. p is the divisor of n nearest to √n; when it does
+    not divide n_modes, the last rows are frequencies beyond those asked for.
 
     Returns L (p, ⌈n_modes/p⌉, q) and R (q, p, p). Raises ``InputError`` unless 1 ≤ n_modes ≤ n.
     """

@@ -2,7 +2,7 @@
 
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
 from monarch_sciml.pde.evaluation import EvaluateConfig, evaluate
-from monarch_sciml.pde.generate import GenerateConfig, generate
+from monarch_sciml.pde.generation import GenerateConfig, generate
 from monarch_sciml.pde.metrics import energy_spectrum, relative_l2
 from monarch_sciml.pde.models import (
     FramePredictor,
@@ -14,7 +14,7 @@ from monarch_sciml.pde.models import (
 )
 from monarch_sciml.pde.navier_stokes import gaussian_random_field, solve_navier_stokes
 from monarch_sciml.pde.recipe import TrainConfig, train
-from monarch_sciml.pde.rollout import rollout
+from monarch_sciml.pde.rollouts import rollout
 
 __all__ = [
     "EvaluateConfig",

@@ -16,7 +16,7 @@ from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
 from monarch_sciml.pde.metrics import energy_spectrum
 from monarch_sciml.pde.models import count_parameters, load_model
 from monarch_sciml.pde.recipe import TrainConfig, split
-from monarch_sciml.pde.rollout import one_step_errors, rollout_errors
+from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
 from monarch_sciml.training import is_finished, read_config, write_json
 
 __all__ = ["EvaluateConfig", "Evaluation", "evaluate", "evaluate_run", "markdown_table"]

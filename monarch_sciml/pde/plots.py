@@ -55,11 +55,16 @@ def save_rollouts(
                 # arrays are [x, y]; pictures show x to the right and y upwards
                 extent = (0, 1, 0, 1)
                 image = axes.imshow(
-                    values[step].T, origin="lower", cmap=colours, vmin=-limit, vmax=limit, extent=extent
+                    values[step].T.numpy(),
+                    origin="lower",
+                    cmap=colours,
+                    vmin=-limit,
+                    vmax=limit,
+                    extent=extent,
                 )
                 axes.set(xticks=[0, 1], yticks=[0, 1])
             else:
-                axes.plot(values[step], color=COLOURS[0])
+                axes.plot(values[step].numpy(), color=COLOURS[0])
                 axes.set_ylim(-1.05 * limit, 1.05 * limit)
         line[0].set_ylabel(label)
         if image is not None:

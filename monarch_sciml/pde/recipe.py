@@ -13,7 +13,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import ModelConfig
-from monarch_sciml.pde.rollout import one_step_errors, rollout, rollout_errors
+from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
 from monarch_sciml.training import check_device, check_run, create_run, is_finished
 
 __all__ = ["TrainConfig", "split", "train"]

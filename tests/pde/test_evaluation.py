@@ -21,7 +21,7 @@ from monarch_sciml.pde.evaluation import EvaluateConfig, Evaluation, evaluate, e
 from monarch_sciml.pde.metrics import energy_spectrum
 from monarch_sciml.pde.models import count_parameters, load_model
 from monarch_sciml.pde.recipe import TrainConfig, train
-from monarch_sciml.pde.rollout import rollout
+from monarch_sciml.pde.rollouts import rollout
 
 # the package exports the function under the name of its module
 recipe = importlib.import_module("monarch_sciml.pde.recipe")

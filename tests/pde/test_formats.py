@@ -89,7 +89,7 @@ def test_our_own_files(tmp_path: Path) -> None:
 
 
 def test_files_made_by_the_generator(tmp_path: Path) -> None:
-    generate = pytest.importorskip("monarch_sciml.pde.generate")
+    generate = pytest.importorskip("monarch_sciml.pde.generation")
     config = generate.GenerateConfig(
         samples=2, resolution=16, end_time=0.2, record_interval=0.1, viscosity=1e-2
     )

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.pde.generate import LAYOUT, GenerateConfig, generate
+from monarch_sciml.pde.generation import LAYOUT, GenerateConfig, generate
 from monarch_sciml.pde.navier_stokes import solve_navier_stokes
 
 # the package exports the function under the name of its module
-module = importlib.import_module("monarch_sciml.pde.generate")
+module = importlib.import_module("monarch_sciml.pde.generation")
 
 CONFIG = GenerateConfig(
     samples=5, resolution=16, viscosity=1e-2, end_time=2.0, record_interval=0.5, seed=7, batch=2
@@ -89,7 +89,7 @@ def test_killed_run_resumes_to_the_same_file(complete, tmp_path):
     path = tmp_path / "flow.h5"
     script = f"""
 import importlib, os, signal
-module = importlib.import_module("monarch_sciml.pde.generate")
+module = importlib.import_module("monarch_sciml.pde.generation")
 simulate = module._simulate
 def dies(config, samples, device):
     if samples.start == 4:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monarch_sciml.pde.rollout import one_step_errors, rollout, rollout_errors
+from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
 
 
 def doubling(frames: Tensor) -> Tensor:
