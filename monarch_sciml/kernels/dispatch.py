@@ -11,7 +11,7 @@ from torch import Tensor
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import gemm, reference
 
-__all__ = ["Backend", "monarch_multiply", "spectral_convolution"]
+__all__ = ["Backend", "check_factors", "monarch_multiply", "spectral_convolution"]
 
 Backend = Literal["auto", "gemm", "reference"]
 _PATHS = {"gemm": gemm, "reference": reference}
@@ -37,6 +37,16 @@ def _precision(*operands: Tensor) -> tuple[torch.dtype, AbstractContextManager]:
     return dtype, nullcontext()
 
 
+def check_factors(L: Tensor, R: Tensor) -> None:
+    """Raises ``InputError`` unless L (..., J, S, K) and R (..., K, J, I) make a Monarch matrix."""
+    if L.ndim < 3 or R.ndim < 3 or L.shape[-1] != R.shape[-3] or L.shape[-3] != R.shape[-2]:
+        raise InputError(
+            "factors L (..., J, S, K) and R (..., K, J, I)",
+            f"L {tuple(L.shape)} and R {tuple(R.shape)}",
+            "L needs one block per output of R's blocks, each as wide as R has blocks",
+        )
+
+
 def monarch_multiply(x: Tensor, L: Tensor, R: Tensor, *, backend: Backend = "auto") -> Tensor:
     """Product of a Monarch matrix with the last dimension of ``x``.
 
@@ -46,12 +56,7 @@ def monarch_multiply(x: Tensor, L: Tensor, R: Tensor, *, backend: Backend = "aut
     different; result (..., S·J). Real and complex operands may be mixed: the result has the promoted dtype.
     Cost per vector: K·I·J + J·S·K multiply-adds. Raises ``InputError`` when the factors or x do not fit.
     """
-    if L.ndim < 3 or R.ndim < 3 or L.shape[-1] != R.shape[-3] or L.shape[-3] != R.shape[-2]:
-        raise InputError(
-            "factors L (J, S, K) and R (K, J, I)",
-            f"L {tuple(L.shape)} and R {tuple(R.shape)}",
-            "L needs one block per output of R's blocks, each as wide as R has blocks",
-        )
+    check_factors(L, R)
     n = R.shape[-3] * R.shape[-1]
     if x.shape[-1] != n:
         raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "move that axis to the end")

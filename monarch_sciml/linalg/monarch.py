@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import monarch_dense, monarch_multiply
+from monarch_sciml.kernels import check_factors, monarch_dense, monarch_multiply
 from monarch_sciml.linalg.operator import LinearOperator
 
 __all__ = ["MonarchMatrix", "StridePermutation"]
@@ -42,12 +42,7 @@ class MonarchMatrix(LinearOperator):
     """
 
     def __init__(self, L: Tensor, R: Tensor):
-        if L.ndim < 3 or R.ndim < 3 or L.shape[-1] != R.shape[-3] or L.shape[-3] != R.shape[-2]:
-            raise InputError(
-                "factors L (..., J, S, K) and R (..., K, J, I)",
-                f"L {tuple(L.shape)} and R {tuple(R.shape)}",
-                "L needs one block per output of R's blocks, each as wide as R has blocks",
-            )
+        check_factors(L, R)
         if L.shape[:-3] != R.shape[:-3]:
             raise InputError(
                 "equal batch dimensions",
