@@ -118,7 +118,7 @@ def test_errors_name_the_remedy():
     x, L, R = operands((2, 3, 4, 5), (3,))
     with pytest.raises(InputError, match=r"last dimension of 20; found x \(3, 19\); move that axis"):
         monarch_multiply(x[:, :-1], L, R)
-    with pytest.raises(InputError, match=r"factors L \(..., J, S, K\) and R \(..., K, J, I\); found L \(2, 3, 4\)"):
+    with pytest.raises(InputError, match=r"factors L .* and R .*; found L \(2, 3, 4\)"):
         monarch_multiply(x, L, R[:3])
     with pytest.raises(InputError, match="factors L"):
         monarch_multiply(x, L[0], R)
