@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import ModelConfig
@@ -18,7 +19,7 @@ from monarch_sciml.training import check_device, check_run, create_run, is_finis
 
 __all__ = ["TrainConfig", "split", "train"]
 
-LEAST = dict.fromkeys(("seed", "first_frame", "noise"), 0) | dict.fromkeys(
+LEAST = dict.fromkeys(("seed", "first_frame", "noise", "transform_rate"), 0) | dict.fromkeys(
     ("modes", "width", "layers", "n_train", "n_test", "frames", "every", "epochs", "batch", "threads"), 1
 )
 
@@ -59,6 +60,8 @@ class TrainConfig:
     """Windows per step."""
     learning_rate: float | None = None
     """Peak learning rate; by default 1e-3 (A: Adam, halved every fifth) and 5e-3 (B: AdamW, cosine)."""
+    transform_rate: float = 1.0
+    """Learning rate of the learned transforms relative to the rest; lower it when the rest has a high one."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the input frames, relative to the data's."""
     seed: int = 0
@@ -197,10 +200,24 @@ def _held_out_errors(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str
 
 def _optimiser(config: TrainConfig):
     def optimiser(model: nn.Module, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
+        groups = _parameter_groups(model, config)
         if config.protocol == "A":
-            adam = torch.optim.Adam(model.parameters(), lr=config.peak_rate, weight_decay=1e-4)
+            adam = torch.optim.Adam(groups, weight_decay=1e-4)
             return adam, StepLR(adam, max(1, config.epochs // 5) * steps_per_epoch, gamma=0.5)
-        adamw = torch.optim.AdamW(model.parameters(), lr=config.peak_rate, weight_decay=1e-4)
+        adamw = torch.optim.AdamW(groups, weight_decay=1e-4)
         return adamw, CosineAnnealingLR(adamw, config.epochs * steps_per_epoch)
 
     return optimiser
+
+
+def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Learned transforms apart from the rest, if they have a learning rate of their own."""
+    if config.transform_rate == 1:
+        return [{"params": list(model.parameters()), "lr": config.peak_rate}]
+    transforms = [m for m in model.modules() if isinstance(m, LearnedTransform)]
+    apart = {p: None for m in transforms for p in m.parameters()}
+    rest = [p for p in model.parameters() if p not in apart]
+    return [
+        {"params": rest, "lr": config.peak_rate},
+        {"params": list(apart), "lr": config.peak_rate * config.transform_rate},
+    ]

@@ -11,6 +11,7 @@ from runs import SETTINGS, assert_same_run, table, weights
 from torch import nn
 from waves import save_waves, waves
 
+from monarch_sciml import MonarchSpectralConv
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
 from monarch_sciml.pde.models import load_model
@@ -274,6 +275,17 @@ def test_optimiser_of_protocol_b():
     assert optimiser.defaults["weight_decay"] == 1e-4
     assert rates == pytest.approx([4e-3 * (1 + np.cos(np.pi * step / 30)) for step in range(31)], abs=1e-12)
     assert learning_rates(3, protocol="B")[1][0] == 5e-3
+
+
+def test_transforms_may_have_a_learning_rate_of_their_own(data):
+    config = TrainConfig(data=data, out=Path("run"), **SETTINGS, learning_rate=1e-2, transform_rate=0.1)
+    conv = MonarchSpectralConv(2, 2, (4, 4), grid=(8, 8))
+    optimiser, _ = recipe._optimiser(config)(conv, 3)
+    rates = {p: group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert len(rates) == len(list(conv.parameters()))
+    for name, parameter in conv.named_parameters():
+        slow = name.startswith(("analysis", "synthesis"))
+        assert rates[parameter] == pytest.approx(1e-3 if slow else 1e-2), name
 
 
 def test_in_memory_windows_are_what_the_file_holds(data):
