@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import SETTINGS, assert_same_run, table, weights
+from small_runs import SETTINGS, assert_same_run, table, weights
 from torch import nn
 from waves import save_waves, waves
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SETTINGS, assert_same_run, table
+from small_runs import SETTINGS, assert_same_run, table
 from waves import save_waves
 
 from monarch_sciml.cli import main
