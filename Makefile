@@ -35,7 +35,8 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest --numprocesses 2
+	# one thread each: two processes with two threads each spend their time waiting for one another
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 clean:
 	rm -rf .venv runs data/demo_*

@@ -1,7 +1,6 @@
 """Training end to end on tiny data: protocols, loss, schedule, refusals that leave nothing behind."""
 
 import dataclasses
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -9,27 +8,15 @@ import pytest
 import torch
 from small_runs import SETTINGS, assert_same_run, table, weights
 from torch import nn
-from waves import save_waves, waves
+from waves import waves
 
 from monarch_sciml import MonarchSpectralConv
 from monarch_sciml.errors import InputError
+from monarch_sciml.pde import recipe
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
 from monarch_sciml.pde.models import load_model
 from monarch_sciml.pde.recipe import TrainConfig, split, train
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
-
-# the package exports the function under the name of its module
-recipe = importlib.import_module("monarch_sciml.pde.recipe")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return save_waves(tmp_path_factory.mktemp("data") / "waves.npy")
-
-
-@pytest.fixture(scope="module")
-def long_data(tmp_path_factory) -> Path:
-    return save_waves(tmp_path_factory.mktemp("data") / "long.npy", frames=13)
 
 
 def test_seed_decides_everything(data, tmp_path):

@@ -1,7 +1,6 @@
 """Interrupted trainings end as uninterrupted ones do, bit for bit."""
 
 import dataclasses
-import importlib
 import os
 import signal
 import subprocess
@@ -15,21 +14,9 @@ from waves import save_waves
 
 from monarch_sciml.cli import main
 from monarch_sciml.errors import InputError
+from monarch_sciml.pde import recipe
 from monarch_sciml.pde.models import FramePredictor
 from monarch_sciml.pde.recipe import TrainConfig, train
-
-# the package exports the function under the name of its module
-recipe = importlib.import_module("monarch_sciml.pde.recipe")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return save_waves(tmp_path_factory.mktemp("data") / "waves.npy")
-
-
-@pytest.fixture(scope="module")
-def long_data(tmp_path_factory) -> Path:
-    return save_waves(tmp_path_factory.mktemp("data") / "long.npy", frames=13)
 
 
 class Stop(Exception):
