@@ -2,10 +2,11 @@
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import LinearOperator, MonarchMatrix, dft, project, truncated_dft
-from monarch_sciml.nn import LearnedTransform, MonarchSpectralConv
+from monarch_sciml.nn import LearnedFourier, LearnedTransform, MonarchSpectralConv
 
 __all__ = [
     "InputError",
+    "LearnedFourier",
     "LearnedTransform",
     "LinearOperator",
     "MonarchMatrix",

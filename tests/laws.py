@@ -19,10 +19,10 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def assert_adjoint(A: LinearOperator, *, dtype: torch.dtype = torch.complex128, tol: float = 1e-12) -> None:
     """The dot test: ⟨A x, y⟩ = ⟨x, Aᴴ y⟩ for random x and y, and Aᴴᴴ acts like A."""
-    m, n = A.shape
-    assert A.H.shape == (n, m)
-    x, y = torch.randn(n, dtype=dtype), torch.randn(m, dtype=dtype)
-    left, right = torch.sum(y.conj() * (A @ x), -1), torch.sum((A.H @ y).conj() * x, -1)
+    assert A.H.shape == A.shape[::-1]
+    assert (A.H.domain, A.H.codomain) == (A.codomain, A.domain)
+    x, y = torch.randn(A.domain, dtype=dtype), torch.randn(A.codomain, dtype=dtype)
+    left, right = torch.sum(y.conj() * (A @ x)), torch.sum((A.H @ y).conj() * x)
     scale = x.norm() * y.norm()
     assert ((left - right).abs() <= tol * scale).all(), f"{left} against {right}"
     assert relative_error(A.H.H @ x, A @ x) <= tol
@@ -30,13 +30,13 @@ def assert_adjoint(A: LinearOperator, *, dtype: torch.dtype = torch.complex128, 
 
 def assert_linear(A: LinearOperator, *, dtype: torch.dtype = torch.complex128, tol: float = 1e-12) -> None:
     """A(αx + y) = α A(x) + A(y), for several vectors at once."""
-    x, y = torch.randn(2, 3, 5, A.shape[1], dtype=dtype)
+    x, y = torch.randn(2, 3, 5, *A.domain, dtype=dtype)
     assert relative_error(A(0.7 * x + y), 0.7 * A(x) + A(y)) <= tol
 
 
 def assert_unitary(A: LinearOperator, *, dtype: torch.dtype = torch.complex128, tol: float = 1e-12) -> None:
     """Aᴴ A = A Aᴴ = identity, on random vectors."""
-    x = torch.randn(3, A.shape[1], dtype=dtype)
+    x = torch.randn(3, *A.domain, dtype=dtype)
     assert relative_error(A.H(A(x)), x) <= tol
     assert relative_error(A(A.H(x)), x) <= tol
 

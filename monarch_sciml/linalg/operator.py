@@ -16,17 +16,29 @@ __all__ = ["LinearOperator"]
 class LinearOperator(ABC):
     """A linear map with ``@``, ``+``, scalar ``*``, ``.H`` and ``.to_dense()``.
 
-    ``A(x)`` acts on the last dimension of ``x`` (..., n) and returns (..., m). ``A @ x`` follows
-    ``torch.matmul``: a vector (n,) gives (m,), a matrix (..., n, c) gives (..., m, c). ``A @ B`` is the
-    operator that applies B first.
+    ``A(x)`` acts on the last dimensions of ``x`` (..., *domain) and returns (..., *codomain). For most
+    operators these are vectors, domain (n,) and codomain (m,); images have domains like (H, W).
+
+    ``A @ x`` follows ``torch.matmul`` between vectors: (n,) gives (m,), a matrix (..., n, c) gives
+    (..., m, c); for other domains it is ``A(x)``. ``A @ B`` is the operator that applies B first.
     """
 
     shape: tuple[int, int]
     """(m, n): rows and columns."""
 
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """The last dimensions of what the operator takes."""
+        return self.shape[1:]
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        """The last dimensions of what it returns."""
+        return self.shape[:1]
+
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply to the last dimension: (..., n) → (..., m)."""
+        """Apply to the last dimensions: (..., *domain) → (..., *codomain)."""
 
     @property
     @abstractmethod
@@ -38,16 +50,22 @@ class LinearOperator(ABC):
     @overload
     def __matmul__(self, other: Tensor) -> Tensor: ...
     def __matmul__(self, other: LinearOperator | Tensor) -> LinearOperator | Tensor:
-        n, found = self.shape[1], other.shape[-2] if len(other.shape) > 1 else other.shape[0]
-        if n != found:
+        vectors = len(self.domain) == 1
+        if isinstance(other, LinearOperator):
+            found = other.codomain
+        else:
+            dims = tuple(other.shape)
+            found = (dims[-2:-1] or dims) if vectors else dims[-len(self.domain) :]
+        if found != self.domain:
+            rows = f"{self.domain[0]} rows" if vectors else f"{self.domain}"
             raise InputError(
-                f"{n} rows on the right of an operator of shape {self.shape}",
-                f"shape {tuple(other.shape)}",
+                f"{rows} on the right of an operator of shape {self.shape}",
+                f"shape {tuple(other.shape) if vectors else found}",
                 "check the order of the product; to act on a last dimension call A(x)",
             )
         if isinstance(other, LinearOperator):
             return _Product(self, other)
-        return self(other) if other.ndim == 1 else self(other.mT).mT
+        return self(other) if not vectors or other.ndim == 1 else self(other.mT).mT
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         return _Sum(self, other)
@@ -59,7 +77,8 @@ class LinearOperator(ABC):
 
     def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The matrix (m, n), by applying the operator to the identity: O(n²) memory and n applications."""
-        return self(torch.eye(self.shape[1], dtype=dtype)).mT
+        columns = torch.eye(self.shape[1], dtype=dtype).unflatten(1, self.domain)
+        return self(columns).flatten(-len(self.codomain)).mT
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self.shape}"
@@ -69,6 +88,14 @@ class _Product(LinearOperator):
     def __init__(self, A: LinearOperator, B: LinearOperator):
         self.A, self.B = A, B
         self.shape = (A.shape[0], B.shape[1])
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return self.B.domain
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        return self.A.codomain
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.A(self.B(x))
@@ -83,10 +110,22 @@ class _Product(LinearOperator):
 
 class _Sum(LinearOperator):
     def __init__(self, A: LinearOperator, B: LinearOperator):
-        if A.shape != B.shape:
-            raise InputError(f"operators of equal shape {A.shape}", f"{B.shape}", "only those can be added")
+        if (A.domain, A.codomain) != (B.domain, B.codomain):
+            raise InputError(
+                f"operators of equal shape {A.codomain} × {A.domain}",
+                f"{B.codomain} × {B.domain}",
+                "only those can be added",
+            )
         self.A, self.B = A, B
         self.shape = A.shape
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return self.A.domain
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        return self.A.codomain
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.A(x) + self.B(x)
@@ -100,6 +139,14 @@ class _Scaled(LinearOperator):
     def __init__(self, scalar: complex, A: LinearOperator):
         self.scalar, self.A = scalar, A
         self.shape = A.shape
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return self.A.domain
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        return self.A.codomain
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.scalar * self.A(x)

@@ -1,6 +1,7 @@
 """Trainable layers built on Monarch transforms."""
 
+from monarch_sciml.nn.fourier import LearnedFourier
 from monarch_sciml.nn.spectral import MonarchSpectralConv
 from monarch_sciml.nn.transform import LearnedTransform
 
-__all__ = ["LearnedTransform", "MonarchSpectralConv"]
+__all__ = ["LearnedFourier", "LearnedTransform", "MonarchSpectralConv"]

@@ -91,7 +91,8 @@ class Task(lightning.LightningModule):
 
 
 def _batch_size(batch: Any) -> int:
-    return len(batch[0]) if isinstance(batch, (tuple, list)) else len(batch)
+    """Of a tensor, of a tuple of tensors, or of a list of samples."""
+    return len(batch[0]) if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor) else len(batch)
 
 
 class _EpochShuffle(Sampler[int]):
@@ -201,12 +202,15 @@ def fit(
     resume: bool = False,
     device: str = "auto",
     progress: bool = True,
+    clip: float | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> Task:
     """Train ``task`` for ``epochs`` in the run directory, from its last checkpoint if ``resume``.
 
-    ``device`` is "auto", "cpu" or "cuda"; one device is used. Writes a checkpoint, a row of ``metrics.csv``
-    and TensorBoard scalars after every epoch. On a CPU, with the same number of threads, an interrupted and
-    resumed run gives bitwise the same weights.
+    ``clip`` bounds the norm of the gradient; ``collate`` makes a batch of a list of samples. ``device`` is
+    "auto", "cpu" or "cuda"; one device is used. Writes a checkpoint, a row of ``metrics.csv`` and TensorBoard
+    scalars after every epoch. On a CPU, with the same number of threads, an interrupted and resumed run gives
+    bitwise the same weights.
 
     Raises:
         InputError: a loss or weights that are not finite, or a checkpoint that cannot be read.
@@ -217,6 +221,7 @@ def fit(
         run, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
     last = run / "last.ckpt"
+    order = _EpochShuffle(cast(Sized, train), task.seed)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # advice about DataLoader workers (the data are in memory), logging intervals and the full directory
@@ -238,13 +243,14 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            gradient_clip_val=clip,
             log_every_n_steps=10,
         )
         try:
             trainer.fit(
                 task,
-                DataLoader(train, batch, sampler=_EpochShuffle(cast(Sized, train), task.seed)),
-                DataLoader(held_out, batch),
+                DataLoader(train, batch, sampler=order, collate_fn=collate),
+                DataLoader(held_out, batch, collate_fn=collate),
                 ckpt_path=last if resume and last.exists() else None,
             )
         except SystemExit:  # Lightning's answer to Ctrl-C and SIGTERM, whose exit status may say success

@@ -122,5 +122,5 @@ def test_errors_name_the_remedy():
         M @ dft(12)
     with pytest.raises(InputError, match="last dimension of 10"):
         M(torch.randn(9))
-    with pytest.raises(InputError, match=r"equal shape \(12, 10\); found \(10, 12\)"):
+    with pytest.raises(InputError, match=r"equal shape \(12,\) × \(10,\); found \(10,\) × \(12,\)"):
         M + M.H

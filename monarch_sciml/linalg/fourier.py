@@ -1,0 +1,94 @@
+"""The two-dimensional Fourier transform of MRI: centred, orthonormal, over the last two axes."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.linalg.operator import LinearOperator
+from monarch_sciml.linalg.transforms import dft
+
+__all__ = ["FourierTransform", "SeparableTransform", "centered_dft"]
+
+AXES = (-2, -1)
+
+
+class FourierTransform(LinearOperator):
+    """``X[k, l] = (HW)^(−1/2) Σ_yx exp(−2πi((y − H//2)(k − H//2)/H + (x − W//2)(l − W//2)/W)) x[y, x]``.
+
+    Image to k-space with the origin of both at n // 2: fftshift ∘ FFT ∘ ifftshift, any size. ``domain`` is
+    (..., H, W); leading entries such as the coils are transformed one by one. Unitary: ``.H`` is the inverse.
+    """
+
+    def __init__(self, domain: tuple[int, ...], *, inverse: bool = False):
+        self._domain, self.inverse = tuple(domain), inverse
+        n = math.prod(domain)
+        self.shape = (n, n)
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """(..., H, W)."""
+        return self._domain
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        """As the domain."""
+        return self._domain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., H, W) → (..., H, W), complex."""
+        transform = torch.fft.ifft2 if self.inverse else torch.fft.fft2
+        return torch.fft.fftshift(transform(torch.fft.ifftshift(x, dim=AXES), norm="ortho"), dim=AXES)
+
+    @property
+    def H(self) -> FourierTransform:
+        """The inverse transform."""
+        return FourierTransform(self.domain, inverse=not self.inverse)
+
+
+class SeparableTransform(LinearOperator):
+    """``X = A x Bᵀ``: one matrix for each of the last two axes.
+
+    ``A`` (M, H) and ``B`` (N, W), real or complex; ``planes`` are leading entries of the domain, such as the
+    coils: (*planes, H, W) → (*planes, M, N). Costs H·W·(M + N) multiply-adds a plane or less.
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, planes: tuple[int, ...] = ()):
+        self.A, self.B, self.planes = A, B, tuple(planes)
+        self.shape = (math.prod(self.codomain), math.prod(self.domain))
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """(*planes, H, W)."""
+        return (*self.planes, self.A.shape[-1], self.B.shape[-1])
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        """(*planes, M, N)."""
+        return (*self.planes, self.A.shape[-2], self.B.shape[-2])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., H, W) → (..., M, N); the axis that shrinks more goes first."""
+        dtype = torch.promote_types(x.dtype, self.A.dtype)
+        A, B, x = self.A.to(dtype), self.B.to(dtype), x.to(dtype)
+        (M, H), (N, W) = A.shape[-2:], B.shape[-2:]
+        return (A @ x) @ B.mT if M * W <= H * N else A @ (x @ B.mT)
+
+    @property
+    def H(self) -> SeparableTransform:
+        """``x ↦ Aᴴ x B̄``."""
+        return SeparableTransform(self.A.mH, self.B.mH, self.planes)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached must serve training too
+def centered_dft(n: int) -> Tensor:
+    """The centred orthonormal DFT of any length as a matrix (n, n), complex128. Cached: do not modify it."""
+    if n < 1:
+        raise InputError("a size of at least 1", str(n), "pass the length of the axis")
+    with torch.device("cpu"):
+        return dft(n, centered=True).to_dense(torch.complex128)

@@ -1,0 +1,214 @@
+"""Reconstructions without training: what a learned method has to beat.
+
+All take the k-space (..., C, H, W) that was measured, complex and zero elsewhere, the pattern (1, W) or
+(H, W) of what was measured and coil maps (..., C, H, W) with Σ_c |S_c|² = 1 or 0, and return the complex
+image (..., H, W). Leading dimensions are slices, which are reconstructed independently. Data are divided by
+max |Aᴴ y| first and the image multiplied by it, so that weights mean the same on every scanner.
+
+The defaults were chosen on simulated phantoms (``phantoms``) under random column masks, 4× and 8×, with maps
+from ``espirit`` and noise of 0.5 to 2 % of the image; never on scans. Phantoms flatter total variation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.linalg import LinearOperator
+from monarch_sciml.mri.operators import conjugate_gradients, encoding, normalise
+
+__all__ = [
+    "METHODS",
+    "cg_sense",
+    "density_compensated",
+    "l1_wavelet",
+    "sampling_density",
+    "total_variation",
+    "zero_filled",
+]
+
+
+def zero_filled(kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+    """``x = Aᴴ y``: inverse transform and coil combination, missing points left at zero.
+
+    Raises:
+        InputError: k-space, mask and maps that do not belong together, or NaN.
+    """
+    return _operator(kspace, pattern, maps).H(kspace)
+
+
+def density_compensated(
+    kspace: Tensor, pattern: Tensor, maps: Tensor, density: Tensor, *, power: float = 0.4
+) -> Tensor:
+    """``x = Aᴴ (y / dᵖ)``: each point counts for the unmeasured ones around it.
+
+    The best that a diagonal in k-space does, and so the linear baseline to a learned transform. ``density``
+    (1, W) or (H, W) is the probability d of each point being measured, see ``sampling_density``. With power
+    p = 1 the expected image is the true one and errors are largest; p = 0 is ``zero_filled``.
+
+    Raises:
+        InputError: as for ``zero_filled``, or a density that does not fit or is zero at a measured point.
+    """
+    A = _operator(kspace, pattern, maps)
+    if density.ndim < 2 or any(
+        n not in (1, m) for n, m in zip(density.shape[-2:], maps.shape[-2:], strict=True)
+    ):
+        expected = f"a density (1, {maps.shape[-1]}) or ({maps.shape[-2]}, {maps.shape[-1]})"
+        raise InputError(expected, f"{tuple(density.shape)}", "take it from masks of this size")
+    density = density.to(kspace.real)
+    if not bool(torch.where(pattern.bool(), density > 0, True).all()):
+        raise InputError(
+            "a positive density at every measured point", "zero", "average more masks, or smooth it"
+        )
+    return A.H(kspace / torch.where(density > 0, density, 1.0).pow(power).unsqueeze(-3))
+
+
+def sampling_density(patterns: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Probability (1, W) or (H, W) of each point being measured: the mean of masks (n, 1 or H, W).
+
+    ``smoothing`` is the standard deviation, in points, of the Gaussian that a mean of few masks, or the only
+    one there is, is smoothed with.
+    """
+    if patterns.ndim != 3:
+        raise InputError("masks (n, 1, W) or (n, H, W)", f"{tuple(patterns.shape)}", "stack them")
+    from scipy.ndimage import gaussian_filter
+
+    mean = patterns.to(torch.float64).mean(0)
+    smooth = gaussian_filter(mean.cpu().numpy(), smoothing, mode="nearest")
+    return torch.from_numpy(smooth).to(patterns.device)
+
+
+def cg_sense(
+    kspace: Tensor, pattern: Tensor, maps: Tensor, *, damping: float = 0.005, iterations: int = 20
+) -> Tensor:
+    """``argmin_x ‖A x − y‖² + λ ‖x‖²`` by conjugate gradients (Pruessmann et al., MRM 2001).
+
+    The eigenvalues of AᴴA lie between 0 and 1; ``damping`` λ is relative to that. Without damping the
+    number of iterations is what keeps noise in check.
+
+    Raises:
+        InputError: as for ``zero_filled``, or a single coil, which has nothing to unfold with.
+    """
+    A = _operator(kspace, pattern, maps)
+    if maps.shape[-3] < 2:
+        raise InputError("at least two coils for SENSE", "one", "use l1-wavelet or tv")
+    b = A.H(kspace)
+    scale = normalise(b)
+    return scale * conjugate_gradients(A, b / scale, damping=damping, iterations=iterations)
+
+
+def l1_wavelet(
+    kspace: Tensor, pattern: Tensor, maps: Tensor, *, regularisation: float = 0.001, iterations: int = 60
+) -> Tensor:
+    """``argmin_x ½ ‖A x − y‖² + λ ‖Ψ x‖₁`` with Daubechies-4 wavelets Ψ (Lustig et al., MRM 2007).
+
+    By sigpy, as FISTA. ``regularisation`` λ is relative to the brightest point of the zero-filled image.
+
+    Raises:
+        InputError: as for ``zero_filled``.
+    """
+    from sigpy.mri.app import L1WaveletRecon
+
+    def solve(y: Any, weights: Any, S: Any, norm: float) -> Any:
+        # the bound on ‖A‖² spares sigpy's power method, which draws from numpy's global generator
+        app = L1WaveletRecon(
+            y, S, regularisation, weights=weights, alpha=1 / norm, max_iter=iterations, show_pbar=False
+        )
+        return app.run()
+
+    return _each_slice(solve, kspace, pattern, maps)
+
+
+def total_variation(
+    kspace: Tensor, pattern: Tensor, maps: Tensor, *, regularisation: float = 0.001, iterations: int = 20
+) -> Tensor:
+    """``argmin_x ½ ‖A x − y‖² + λ ‖∇x‖₁`` (Block, Uecker and Frahm, MRM 2007).
+
+    By sigpy, as ADMM: after 20 iterations of 10 conjugate gradients each, PSNR is 5 dB above that of its
+    default solver, primal-dual hybrid gradients, after 100. ∇ are the cyclic differences along each axis,
+    |·| is that of complex numbers. ``regularisation`` λ is relative to the brightest point of the zero-filled
+    image.
+
+    Raises:
+        InputError: as for ``zero_filled``.
+    """
+    from sigpy.mri.app import TotalVariationRecon
+
+    def solve(y: Any, weights: Any, S: Any, _: float) -> Any:
+        app = TotalVariationRecon(
+            y,
+            S,
+            regularisation,
+            weights=weights,
+            solver="ADMM",
+            rho=0.01,
+            max_cg_iter=10,
+            max_iter=iterations,
+            show_pbar=False,
+        )
+        return app.run()
+
+    return _each_slice(solve, kspace, pattern, maps)
+
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "zero-filled": zero_filled,
+    "cg-sense": cg_sense,
+    "l1-wavelet": l1_wavelet,
+    "tv": total_variation,
+}
+"""By the names that the command line and tables use; all are called as method(kspace, pattern, maps)."""
+
+
+def _operator(kspace: Tensor, pattern: Tensor, maps: Tensor) -> LinearOperator:
+    """A, after a look at what it is given."""
+    if not kspace.is_complex() or not maps.is_complex() or min(kspace.ndim, maps.ndim) < 3:
+        raise InputError(
+            "complex k-space and maps (coils, H, W)",
+            f"{kspace.dtype} {tuple(kspace.shape)} and {maps.dtype} {tuple(maps.shape)}",
+            "convert them, and keep the coil axis of a single coil",
+        )
+    if kspace.shape[-3:] != maps.shape[-3:]:
+        raise InputError(
+            f"coil maps {tuple(kspace.shape[-3:])} like the k-space",
+            f"{tuple(maps.shape[-3:])}",
+            "estimate the maps from this k-space",
+        )
+    for name, values in {"k-space": kspace, "coil maps": maps}.items():
+        if not bool(torch.isfinite(torch.view_as_real(values.resolve_conj())).all()):
+            raise InputError(f"finite {name}", "NaN or infinite values", "check the file")
+    return encoding(maps, pattern)
+
+
+def _each_slice(
+    solve: Callable[[Any, Any, Any, float], Any], kspace: Tensor, pattern: Tensor, maps: Tensor
+) -> Tensor:
+    """``solve(y, weights, S, bound on ‖A‖²)`` on numpy arrays, slice by slice, scaled to max |Aᴴ y| = 1."""
+    A = _operator(kspace, pattern, maps)
+    image = A.H(kspace).detach()
+    scale = normalise(image)
+    slices = image.shape[:-2]
+    data = (kspace.detach() / scale.unsqueeze(-3)).expand(*slices, *kspace.shape[-3:])
+    weights = pattern.to(image.real).expand(*slices, *pattern.shape[-2:])
+    S = maps.detach().expand_as(data)
+    images = []
+    for y, w, s in zip(
+        data.reshape(-1, *data.shape[-3:]),
+        weights.reshape(-1, *weights.shape[-2:]),
+        S.reshape(-1, *S.shape[-3:]),
+        strict=True,
+    ):
+        sensitivity = s.abs().square().sum(0)
+        norm = max(float(sensitivity.max()), 1e-30)
+        x = torch.from_numpy(solve(_numpy(y), _numpy(w), _numpy(s), norm)).to(image)
+        # where no coil measures anything, the regulariser would continue the image
+        images.append(torch.where(sensitivity > 0, x, 0))
+    return scale * torch.stack(images).view_as(image)
+
+
+def _numpy(x: Tensor) -> Any:
+    return x.resolve_conj().cpu().numpy()

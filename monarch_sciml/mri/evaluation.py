@@ -1,0 +1,272 @@
+"""Evaluation: reconstructions against their targets, in fastMRI files → JSON, Markdown table."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.mri.metrics import center_crop, per_slice, scores, summarise
+from monarch_sciml.training import write_json
+
+__all__ = ["EvaluateConfig", "VolumeScores", "evaluate", "markdown_table"]
+
+TARGETS = ("reconstruction_esc", "reconstruction_rss")  # single-coil files have both: theirs is the first
+PREDICTION = "reconstruction"
+NOTICE = "Research use only, not for clinical use."
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Compare reconstructions with the images of fully sampled k-space: NMSE, PSNR, SSIM."""
+
+    target: Path
+    """Directory of fastMRI files (.h5) with the target images."""
+    prediction: Path
+    """Directory of files of the same names with a dataset reconstruction (slices, height, width)."""
+    out: Path | None = None
+    """Directory for metrics.json (per volume and slice) and table.md; replaces earlier ones."""
+    acquisition: str | None = None
+    """Only volumes with this attribute, such as CORPD_FBK or AXT2."""
+    acceleration: float | None = None
+    """Only volumes with this attribute, of the target or else of the prediction."""
+
+
+@dataclass(frozen=True)
+class VolumeScores:
+    """Scores of one volume; the data range of PSNR and SSIM is the maximum of its target."""
+
+    name: str
+    acquisition: str | None
+    acceleration: float | None
+    target: str
+    """Dataset the prediction was compared with."""
+    target_shape: tuple[int, int]
+    shape: tuple[int, int]
+    """Compared part: smaller than the target where the prediction is."""
+    scores: dict[str, float]
+    """nmse, psnr, ssim of the volume."""
+    slices: list[dict[str, float]]
+    """The same for each slice, with the data range of the volume."""
+
+
+def evaluate(config: EvaluateConfig) -> list[VolumeScores]:
+    """Score every chosen volume, in the order of names; write metrics.json and table.md to ``out``, if any.
+
+    Target and prediction are centre-cropped, each axis to the shorter of both. (fastMRI's own script cuts
+    targets that are higher than wide to a square first; ours keeps them whole.)
+
+    Raises:
+        InputError: a missing folder; a prediction without target or a target without prediction; a damaged
+            file, one without its dataset, with NaN, or with another number of slices; nothing to compare.
+    """
+    targets, predictions = _files(config.target), _files(config.prediction)
+    strangers = sorted(predictions.keys() - targets.keys())
+    if strangers:
+        raise InputError(
+            f"a target in {config.target} for every prediction",
+            f"none for {_few(strangers)}",
+            "move them away",
+        )
+    chosen = _chosen(config, targets, predictions)
+    missing = [name for name in chosen if name not in predictions]
+    if missing:
+        raise InputError(
+            f"a prediction in {config.prediction} for every target",
+            f"none for {_few(missing)}",
+            "reconstruct them, or choose fewer with acquisition or acceleration",
+        )
+    if config.out is not None:
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("an output directory", str(error), "choose another --out") from None
+    results = [
+        _evaluate_volume(targets[name], predictions[name], attributes)
+        for name, attributes in tqdm(chosen.items(), unit="volume", disable=None, leave=False)
+    ]
+    if config.out is not None:
+        volumes = [_for_json(asdict(result)) for result in results]
+        overall = _for_json(summarise([result.scores for result in results]))
+        _write_text(config.out / "table.md", markdown_table(results))
+        content = {"notice": NOTICE, "config": asdict(config), "mean_and_error": overall, "volumes": volumes}
+        write_json(config.out / "metrics.json", content)
+    return results
+
+
+def markdown_table(results: Sequence[VolumeScores]) -> str:
+    """Mean over volumes ± standard error: all of them, then each acquisition.
+
+    Raises:
+        InputError: no results.
+    """
+    acquisitions = sorted({result.acquisition for result in results if result.acquisition is not None})
+    lines = [
+        "| acquisition | volumes | slices | NMSE | PSNR in dB | SSIM |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for acquisition in (None, *acquisitions):
+        group = [result for result in results if acquisition in (None, result.acquisition)]
+        summary = summarise([result.scores for result in group])
+        cells = [
+            acquisition or "all",
+            str(len(group)),
+            str(sum(len(result.slices) for result in group)),
+            _cell(*summary["nmse"], 4),
+            _cell(*summary["psnr"], 2),
+            _cell(*summary["ssim"], 4),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Mean over volumes ± standard error; the data range is the maximum of the target volume."]
+    cut = [result.name for result in results if result.shape != result.target_shape]
+    if cut:
+        lines.append(f"Predictions smaller than their targets, compared on what they cover: {_few(cut)}.")
+    return "\n".join([*lines, NOTICE]) + "\n"
+
+
+def _cell(mean: float, error: float | None, digits: int) -> str:
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        found = f"the file {folder}" if folder.exists() else f"nothing at {folder}"
+        raise InputError("a directory of .h5 files", found, "check the path")
+    files = {path.name: path for path in sorted(folder.glob("*.h5")) if not path.name.startswith(".")}
+    if not files:
+        raise InputError(f".h5 files in {folder}", "none", "check the path")
+    return files
+
+
+def _chosen(
+    config: EvaluateConfig, targets: dict[str, Path], predictions: dict[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """The attributes of the volumes that are asked for."""
+    chosen, seen = {}, set()
+    for name, path in targets.items():
+        attributes = _attributes(predictions[name]) if name in predictions else {}
+        attributes |= _attributes(path)
+        acquisition, acceleration = attributes.get("acquisition"), attributes.get("acceleration")
+        seen.add(f"{acquisition or 'unknown'} at {f'{acceleration:g}×' if acceleration else 'unknown rate'}")
+        if config.acquisition not in (None, acquisition):
+            continue
+        if config.acceleration not in (None, acceleration):
+            continue
+        chosen[name] = attributes
+    if not chosen:
+        wanted = [config.acquisition or "any acquisition"]
+        wanted += [] if config.acceleration is None else [f"at {config.acceleration:g}×"]
+        raise InputError(f"volumes of {' '.join(wanted)}", _few(sorted(seen)), "choose one of these")
+    return chosen
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """``acquisition`` as text and ``acceleration`` as a number, where the file has them."""
+    with _reading(path) as file:
+        names = ("acquisition", "acceleration")
+        found: dict[str, Any] = {name: file.attrs[name] for name in names if name in file.attrs}
+        if isinstance(found.get("acquisition"), bytes):
+            found["acquisition"] = found["acquisition"].decode()
+        if "acceleration" in found:
+            found["acceleration"] = float(found["acceleration"])
+    return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """Say of any failure inside that the file is damaged: h5py raises all kinds of exceptions."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        found = f"{path} ({type(error).__name__}: {error})"
+        raise InputError(
+            "a readable HDF5 file", found, "it is damaged or incomplete: write it again"
+        ) from error
+
+
+def _read(path: Path, names: Sequence[str]) -> tuple[str, np.ndarray]:
+    """The first of the datasets that the file has, (slices, height, width)."""
+    with _reading(path) as file:
+        name = next((name for name in names if name in file), None)
+        if name is None:
+            raise InputError(
+                f"a dataset {' or '.join(names)} in {path}",
+                f"only {_few(sorted(file)) or 'nothing'}",
+                "add it",
+            )
+        dataset: Any = file[name]
+        if (
+            not isinstance(dataset, h5py.Dataset)
+            or len(dataset.shape) != 3
+            or dataset.dtype.kind not in "iuf"
+        ):
+            found = f"{dataset.dtype} {dataset.shape}" if isinstance(dataset, h5py.Dataset) else "a group"
+            raise InputError(f"real {name} (slices, height, width) in {path}", found, "write it again")
+        volume = dataset[()]
+    bad = np.flatnonzero(~np.isfinite(volume).all(axis=(1, 2)))
+    if len(bad):
+        raise InputError(
+            f"finite {name} in {path}", f"NaN or infinite values in slice {bad[0]}", "reconstruct it again"
+        )
+    return name, volume
+
+
+def _evaluate_volume(target_path: Path, prediction_path: Path, attributes: dict[str, Any]) -> VolumeScores:
+    key, target = _read(target_path, TARGETS)
+    _, prediction = _read(prediction_path, (PREDICTION,))
+    if len(target) != len(prediction):
+        raise InputError(
+            f"{len(target)} slices in {prediction_path}, as in its target",
+            f"{len(prediction)}",
+            "reconstruct the whole volume",
+        )
+    whole = target.shape[1:]
+    shape = min(whole[0], prediction.shape[1]), min(whole[1], prediction.shape[2])
+    try:
+        target, prediction = center_crop(target, shape), center_crop(prediction, shape)
+        of_volume, of_slices = scores(target, prediction), per_slice(target, prediction)
+    except InputError as error:  # which does not know the file
+        expected, found, remedy = error.args
+        raise InputError(expected, f"{found} in {target_path.name}", remedy) from None
+    return VolumeScores(
+        name=target_path.name,
+        acquisition=attributes.get("acquisition"),
+        acceleration=attributes.get("acceleration"),
+        target=key,
+        target_shape=whole,
+        shape=shape,
+        scores=of_volume,
+        slices=of_slices,
+    )
+
+
+def _for_json(content: Any) -> Any:
+    """Without NaN and infinity, which JSON does not know: null instead."""
+    if isinstance(content, dict):
+        return {name: _for_json(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_for_json(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,162 @@
+"""The few numbers of an ISMRMRD header that reconstruction needs, read from and written as XML."""
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+from monarch_sciml.errors import InputError
+
+__all__ = ["Header", "parse_header", "write_header"]
+
+NAMESPACE = "http://www.ismrm.org/ISMRMRD"
+_STEPS = ("encodingLimits", "kspace_encoding_step_1")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first encoding of an ISMRMRD header says; x is the readout, y the phase encoding.
+
+    Attributes:
+        encoded: points of k-space along x, y, z, readout oversampling and zero padding included.
+        recon: pixels of the image along x, y, z.
+        center: the phase-encoding step, as counted in the file, that holds zero frequency.
+        maximum: the last phase-encoding step, counted from 0.
+        field_of_view: of the image along x, y, z in mm, or None where the header does not say.
+        trajectory: ``"cartesian"``, ``"radial"``, ``"epi"`` …
+    """
+
+    encoded: tuple[int, int, int]
+    recon: tuple[int, int, int]
+    center: int
+    maximum: int
+    field_of_view: tuple[float, float, float] | None = None
+    trajectory: str = "cartesian"
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """(left, right): only the columns left ≤ w < right of k-space were measured, the others are padding.
+
+        left = encoded_y // 2 − center and right = left + maximum + 1, as in fastMRI.
+        """
+        left = self.encoded[1] // 2 - self.center
+        return left, left + self.maximum + 1
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Size of a voxel of the image along x, y, z in mm, or None where the header does not say."""
+        if self.field_of_view is None:
+            return None
+        x, y, z = (length / points for length, points in zip(self.field_of_view, self.recon, strict=True))
+        return x, y, z
+
+
+def parse_header(xml: str | bytes) -> Header:
+    """Read an ISMRMRD header (namespace ``http://www.ismrm.org/ISMRMRD``).
+
+    Raises:
+        InputError: not XML, an XML that declares a document type (its entities can fill the memory), an
+            element that is missing (the message names it) or that holds no sensible number.
+    """
+    try:
+        root = ET.fromstring(xml, parser=ET.XMLParser(target=_NoDocumentType()))
+    except (ET.ParseError, ValueError) as error:
+        raise InputError(
+            "an ISMRMRD header in XML", f"damaged XML ({error})", "write the header again"
+        ) from None
+    encoding = root.find(f"{{{NAMESPACE}}}encoding")
+    if encoding is None:
+        raise _missing("encoding", f"the root element {root.tag!r} without it")
+    encoded = _sizes(encoding, "encodedSpace")
+    center, maximum = (_integer(encoding, *_STEPS, limit) for limit in ("center", "maximum"))
+    if min(center, maximum) < 0:
+        found = f"center {center} and maximum {maximum}"
+        raise InputError(f"limits ≥ 0 in {'/'.join(_STEPS)}", found, "repair the header")
+    trajectory = encoding.findtext(f"{{{NAMESPACE}}}trajectory", "cartesian").strip().lower()
+    return Header(encoded, _sizes(encoding, "reconSpace"), center, maximum, _lengths(encoding), trajectory)
+
+
+def write_header(
+    shape: tuple[int, int, int],
+    recon: tuple[int, int],
+    field_of_view: tuple[float, float, float] | None = None,
+) -> str:
+    """A minimal ISMRMRD header, valid for its schema, of fully encoded two-dimensional Cartesian slices.
+
+    Args:
+        shape: (H, W, slices) of the k-space: readout, phase encoding, number of slices.
+        recon: (h, w) of the image.
+        field_of_view: of the image along readout, phase encoding and slice thickness, in mm; by default the
+            voxels have 1 mm. The pixels of the encoded space are of the same size.
+
+    Raises:
+        InputError: a size that is not positive.
+    """
+    if min(*shape, *recon) < 1:
+        raise InputError("positive sizes", f"shape {shape}, recon {recon}", "pass (H, W, slices) and (h, w)")
+    (height, width, slices), (h, w) = shape, recon
+    x, y, z = field_of_view or (float(h), float(w), 1.0)
+    if not min(x, y, z) > 0:
+        raise InputError("a field of view > 0 in mm", f"{(x, y, z)}", "pass lengths in mm")
+
+    def space(name: str, size: tuple[int, int], lengths: tuple[float, float]) -> str:
+        matrix = f"<matrixSize><x>{size[0]}</x><y>{size[1]}</y><z>1</z></matrixSize>"
+        fov = f"<fieldOfView_mm><x>{lengths[0]}</x><y>{lengths[1]}</y><z>{z}</z></fieldOfView_mm>"
+        return f"<{name}>{matrix}{fov}</{name}>"
+
+    def limits(name: str, points: int) -> str:
+        first_last = f"<minimum>0</minimum><maximum>{points - 1}</maximum>"
+        return f"<{name}>{first_last}<center>{points // 2}</center></{name}>"
+
+    parts = [
+        # the schema asks for the resonance frequency; 0 stands for unknown
+        "<experimentalConditions><H1resonanceFrequency_Hz>0</H1resonanceFrequency_Hz></experimentalConditions>",
+        "<encoding>",
+        space("encodedSpace", (height, width), (x * height / h, y * width / w)),
+        space("reconSpace", (h, w), (x, y)),
+        f"<encodingLimits>{limits(_STEPS[1], width)}{limits('slice', slices)}</encodingLimits>",
+        "<trajectory>cartesian</trajectory>",
+        "</encoding>",
+    ]
+    body = "\n".join(parts)
+    return f'<?xml version="1.0"?>\n<ismrmrdHeader xmlns="{NAMESPACE}">\n{body}\n</ismrmrdHeader>\n'
+
+
+class _NoDocumentType(ET.TreeBuilder):
+    """Builds the tree, unless the XML declares a document type, the only place where entities are defined."""
+
+    def doctype(self, name: str, pubid: str, system: str) -> None:
+        raise InputError("a plain ISMRMRD header", f"a document type {name!r} in it", "remove <!DOCTYPE …>")
+
+
+def _missing(element: str, found: str) -> InputError:
+    return InputError(f"the element {element} in the ISMRMRD header", found, "add it to the header")
+
+
+def _text(parent: ET.Element, *path: str) -> str:
+    text = parent.findtext("/".join(f"{{{NAMESPACE}}}{name}" for name in path))
+    if text is None:
+        raise _missing("/".join(("encoding", *path)), "a header without it")
+    return text
+
+
+def _integer(parent: ET.Element, *path: str) -> int:
+    text = _text(parent, *path)
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"an integer in {'/'.join(path)}", repr(text), "repair the header") from None
+
+
+def _sizes(encoding: ET.Element, space: str) -> tuple[int, int, int]:
+    x, y, z = (_integer(encoding, space, "matrixSize", axis) for axis in "xyz")
+    if min(x, y, z) < 1:
+        raise InputError(f"positive sizes in {space}/matrixSize", f"{(x, y, z)}", "repair the header")
+    return x, y, z
+
+
+def _lengths(encoding: ET.Element) -> tuple[float, float, float] | None:
+    """The field of view of the image; without it only the size of the voxels is unknown."""
+    try:
+        x, y, z = (float(_text(encoding, "reconSpace", "fieldOfView_mm", axis)) for axis in "xyz")
+    except ValueError:  # an InputError is one
+        return None
+    return (x, y, z) if min(x, y, z) > 0 else None

@@ -1,0 +1,98 @@
+"""Slices assembled from the acquisitions of an ISMRMRD file: one readout each, in the order of the scan."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.mri.header import Header
+
+__all__ = ["assemble"]
+
+# bits of the flags of an acquisition, counted from 1 as in ismrmrd.h
+CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 20, 21, 22
+# noise, navigator, phase correction, feedback, dummy, real-time feedback, surface coil, phase stabilisation
+NOT_IMAGING = (19, 23, 24, 26, 27, 28, 29, 30, 31)
+
+
+def assemble(
+    name: str, data: Any, header: Header
+) -> tuple[tuple[int, int, int, int], Callable[[int], np.ndarray]]:
+    """The shape (slices, coils, H, W), and a function that reads slice i, complex64 (coils, H, W).
+
+    H × W is the encoded matrix, readout × phase encoding. A line lies at W // 2 + step − center, its sample
+    number ``center_sample`` at H // 2. Lines measured more than once are averaged, lines never measured are
+    zero. Slices are the distinct values of the slice counter, in increasing order.
+
+    Args:
+        name: of the file, for messages.
+        data: the HDF5 dataset of acquisitions: compounds of ``head``, ``traj`` and ``data``.
+        header: of the scan.
+
+    Raises:
+        InputError: not Cartesian, not two-dimensional, several images per slice, reversed readouts (EPI), or
+            no acquisition of the image; when reading, a readout outside the encoded matrix.
+    """
+    heads = data.fields("head")[...]  # without the samples
+    numbers = _imaging(name, header, heads)
+    heads = heads[numbers]
+    coils = int(heads["active_channels"][0])
+    slices = np.unique(heads["idx"]["slice"])
+    x, y, _ = header.encoded
+    lines = heads["idx"]["kspace_encode_step_1"].astype(int) + y // 2 - header.center
+    starts = x // 2 - heads["center_sample"].astype(int)
+    # whole readouts fill the matrix, also where the file leaves center_sample at 0
+    starts[heads["number_of_samples"] == x] = 0
+
+    def read(index: int) -> np.ndarray:
+        total = np.zeros((coils, x, y), np.complex64)
+        count = np.zeros((x, y), np.float32)
+        for i in np.flatnonzero(heads["idx"]["slice"] == slices[index]):
+            samples = data.fields("data")[numbers[i]].view(np.complex64).reshape(coils, -1)
+            pre, stop = int(heads["discard_pre"][i]), samples.shape[1] - int(heads["discard_post"][i])
+            first, line = starts[i] + pre, lines[i]
+            last = starts[i] + stop
+            if not (0 <= first < last <= x and 0 <= line < y):
+                found = f"samples {first} … {last - 1} of line {line} in acquisition {numbers[i]} of {name}"
+                remedy = "correct encodedSpace or kspace_encoding_step_1 in its header"
+                raise InputError(f"readouts inside the encoded matrix {x} × {y}", found, remedy)
+            total[:, first:last, line] += samples[:, pre:stop]
+            count[first:last, line] += 1
+        return total / np.maximum(count, 1)
+
+    return (len(slices), coils, x, y), read
+
+
+def _imaging(name: str, header: Header, heads: np.ndarray) -> np.ndarray:
+    """Numbers of the acquisitions of the image, if they are Cartesian, two-dimensional and of one image."""
+
+    def flag(*bits: int) -> np.ndarray:
+        return heads["flags"] & np.uint64(sum(1 << (bit - 1) for bit in bits)) > 0
+
+    if header.trajectory != "cartesian":
+        found = f"a trajectory {header.trajectory!r} in {name}"
+        raise InputError("Cartesian k-space", found, "grid it first and save it as .npy")
+    calibration_only = flag(CALIBRATION) & ~flag(CALIBRATION_AND_IMAGING)
+    first_encoding = heads["encoding_space_ref"] == 0
+    numbers = np.flatnonzero(~flag(*NOT_IMAGING) & ~calibration_only & first_encoding)
+    if not len(numbers):
+        found = f"none among {len(heads)} in {name}"
+        raise InputError("acquisitions of the image", found, "check the flags of the acquisitions")
+    if flag(REVERSE)[numbers].any():
+        remedy = "reverse and phase-correct them first, and save them as .npy"
+        raise InputError("readouts of one direction", f"reversed ones in {name}", remedy)
+    counters = heads["idx"][numbers]
+    partitions = max(header.encoded[2], int(counters["kspace_encode_step_2"].max()) + 1)
+    if partitions > 1:
+        remedy = "transform along z and save the slices as .npy (slices, coils, H, W)"
+        raise InputError("two-dimensional slices", f"{partitions} partitions in {name}", remedy)
+    for counter in ("contrast", "phase", "repetition", "set"):
+        if (values := len(np.unique(counters[counter]))) > 1:
+            found = f"{values} values of {counter} in {name}"
+            raise InputError("one image per slice", found, f"write one file per {counter}")
+    coils = np.unique(heads["active_channels"][numbers])
+    if len(coils) > 1:
+        found = f"{coils.tolist()} in {name}"
+        raise InputError("equally many coils in all acquisitions", found, "leave the others out")
+    return numbers

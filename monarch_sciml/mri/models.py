@@ -1,0 +1,264 @@
+"""Networks that reconstruct, and what the Monarch variant of each swaps.
+
+All of them are called alike: k-space (B, C, H, W), zero where nothing was sampled, the sampled pattern and
+the coil maps go in; images (B, H, W) come out. The zero-filled image gives the scale of the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.linalg import LinearOperator, SeparableTransform, centered_dft
+from monarch_sciml.mri.operators import Sensitivity, conjugate_gradients, encoding, normalise
+from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
+from monarch_sciml.mri.sensitivity import root_sum_of_squares
+from monarch_sciml.nn import LearnedFourier
+from monarch_sciml.training import load_weights, read_json, save_model
+
+__all__ = [
+    "KINDS",
+    "LearnedMaps",
+    "MSense",
+    "MoDL",
+    "ModelConfig",
+    "UNetReconstruction",
+    "VarNet",
+    "count_parameters",
+    "departures",
+    "learned_transforms",
+    "load_model",
+]
+
+Kind = Literal["unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monarch"]
+KINDS: tuple[Kind, ...] = ("unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monarch")
+
+
+class UNetReconstruction(nn.Module):
+    """The baseline without physics: U-Net of the zero-filled magnitude image (Zbontar et al., 1811.08839).
+
+    Input and output are normalised by mean and standard deviation of the input image, clamped to ±6.
+    """
+
+    def __init__(self, channels: int, pools: int):
+        super().__init__()
+        self.net = UNet(1, 1, channels, pools)
+
+    def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+        """→ magnitude image (B, H, W), real."""
+        image = encoding(maps, pattern).H(kspace).abs()
+        mean, deviation = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True)
+        deviation = deviation.clamp_min(1e-30)
+        out = self.net(((image - mean) / deviation).clamp(-6, 6).unsqueeze(1)).squeeze(1)
+        return (out * deviation + mean).clamp_min(0)
+
+
+class MSense(nn.Module):
+    """mSENSE of Dao et al. (ICML 2022): ``x = Σ_c S̄_c V y_c``, the inverse FFT of SENSE made learnable.
+
+    V is a separable Monarch transform that starts as the centred inverse FFT; linear in the data, some ten
+    thousand parameters, no network.
+    """
+
+    def __init__(self, shape: tuple[int, int]):
+        super().__init__()
+        self.inverse = LearnedFourier(shape, inverse=True)
+
+    def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+        """→ complex image (B, H, W)."""
+        return _backward(Sensitivity(maps), self.inverse)(kspace)
+
+
+class VarNet(nn.Module):
+    """Unrolled gradient descent: ``x₀ = B₀ y``, ``x_{t+1} = x_t − η_t B_t(A x_t − y) + D_t(x_t)``.
+
+    A = Sampling @ F @ Sensitivity is what the scanner does. With FFT transforms B_t = Aᴴ: the variational
+    network of Hammernik et al. (MRM 2018), D_t a U-Net as in Sriram et al. (MICCAI 2020). In the Monarch
+    variant ``B_t = Sᴴ V_t`` with a learned inverse transform V_t: the model of the scanner stays exact, and
+    what is learned is how a residual in k-space is turned into a step, a preconditioner among other things.
+
+    Args:
+        refinements: D_t, one per cascade: a complex image (B, H, W) → correction.
+        transforms: None for the FFT; one learned inverse transform for all cascades, or one for each.
+    """
+
+    def __init__(self, refinements: list[nn.Module], transforms: list[LearnedFourier] | None = None):
+        super().__init__()
+        self.refinements = nn.ModuleList(refinements)
+        self.steps = nn.Parameter(torch.ones(len(refinements)))
+        self.transforms = None if transforms is None else nn.ModuleList(transforms)
+
+    def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+        """→ complex image (B, H, W)."""
+        scale = normalise(encoding(maps, pattern).H(kspace))
+        y = kspace / scale.unsqueeze(-3)
+        S = Sensitivity(maps)
+        A: LinearOperator
+        if self.transforms is None:
+            A = encoding(maps, pattern)
+            B = [A.H] * len(self.refinements)
+        else:
+            A, y, columns = _pruned(S, pattern, y)
+            B = [_backward(S, V, columns) for V in self.transforms]
+            B = B if len(B) == len(self.refinements) else B * len(self.refinements)
+        x = B[0](y)
+        for t, refine in enumerate(self.refinements):
+            x = x - self.steps[t] * B[t](A(x) - y) + refine(x)
+        return x * scale
+
+
+class MoDL(nn.Module):
+    """MoDL of Aggarwal et al. (TMI 2019): ``x_{t+1} = (AᴴA + λI)⁻¹ (Aᴴ y + λ D(x_t))``, D and λ shared.
+
+    The inverse is a few conjugate-gradient iterations. They need an exact adjoint, so the Monarch variant
+    learns one transform W and uses A = Sampling @ W @ Sensitivity with Wᴴ, the same factors, in Aᴴ.
+    """
+
+    def __init__(
+        self,
+        refinement: nn.Module,
+        cascades: int,
+        transform: LearnedFourier | None = None,
+        *,
+        iterations: int = 6,
+    ):
+        super().__init__()
+        self.refinement, self.cascades, self.iterations = refinement, cascades, iterations
+        self.log_damping = nn.Parameter(torch.tensor(-3.0))
+        self.transform = transform
+
+    def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+        """→ complex image (B, H, W)."""
+        scale = normalise(encoding(maps, pattern).H(kspace))
+        fourier = None if self.transform is None else self.transform.operator(tuple(maps.shape[-3:]))
+        A = encoding(maps, pattern, fourier)
+        b = A.H(kspace / scale.unsqueeze(-3))
+        damping = self.log_damping.exp()
+        x = b
+        for _ in range(self.cascades):
+            z = x + self.refinement(x)
+            x = conjugate_gradients(A, b + damping * z, z, damping=damping, iterations=self.iterations)
+        return x * scale
+
+
+class LearnedMaps(nn.Module):
+    """Coil maps refined by a network before ``model`` uses them (Sriram et al., MICCAI 2020).
+
+    One small U-Net is applied to every coil of the low-resolution maps; the sum of its output and the maps is
+    brought back to Σ|S|² = 1.
+    """
+
+    def __init__(self, model: nn.Module, channels: int = 6, pools: int = 2):
+        super().__init__()
+        self.model, self.refinement = model, Refinement(UNet(2, 2, channels, pools))
+
+    def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+        """As ``model``."""
+        maps = maps + self.refinement(maps.flatten(0, 1)).view_as(maps)
+        return self.model(kspace, pattern, maps / root_sum_of_squares(maps).clamp_min(1e-12).unsqueeze(-3))
+
+
+def _pruned(S: Sensitivity, pattern: Tensor, y: Tensor) -> tuple[LinearOperator, Tensor, Tensor | None]:
+    """A and y on the sampled columns only, where a mask of few columns makes that cheaper.
+
+    A transform that is a matrix never computes what the mask would discard.
+    """
+    rows = pattern.flatten(0, -2)
+    columns = rows[0].nonzero().squeeze(1)
+    if 2 * len(columns) > rows.shape[1] or not (rows == rows[0]).all():
+        return encoding(S.maps, pattern), y, None
+    C, H, W = S.codomain
+    Fy, Fx = (centered_dft(n).to(y.dtype).to(y.device) for n in (H, W))
+    return SeparableTransform(Fy, Fx[columns], (C,)) @ S, y[..., columns], columns
+
+
+def _backward(S: Sensitivity, V: nn.Module, columns: Tensor | None = None) -> LinearOperator:
+    """``Sᴴ V``: learned inverse transform, then coil combination."""
+    assert isinstance(V, LearnedFourier)
+    C, H, W = S.codomain
+    Vy, Vx = V.matrix("y", H), V.matrix("x", W)
+    return S.H @ SeparableTransform(Vy, Vx if columns is None else Vx[:, columns], (C,))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that is needed to build a network again."""
+
+    kind: Kind
+    shape: tuple[int, int]
+    """(H, W): the grid that learned transforms belong to."""
+    cascades: int = 4
+    channels: int = 12
+    """Of the first level of each U-Net."""
+    pools: int = 2
+    regulariser: Literal["unet", "spectral"] = "unet"
+    share_transforms: bool = True
+    """One learned transform for all cascades, or one each."""
+    modes: int = 24
+    """Of the spectral regulariser."""
+    maps: Literal["espirit", "low-resolution", "learned"] = "espirit"
+    """The coil maps that the model is trained with: estimated, or refined by a network of its own."""
+
+    def build(self) -> nn.Module:
+        """A new network, randomly initialised; learned transforms start as Fourier transforms."""
+        model = self._model()
+        return LearnedMaps(model) if self.maps == "learned" else model
+
+    def _model(self) -> nn.Module:
+        if self.kind not in KINDS:
+            raise InputError(f"a model among {', '.join(KINDS)}", repr(self.kind), "check config.json")
+        monarch = self.kind.endswith("-monarch")
+        match self.kind.removesuffix("-monarch"):
+            case "unet":
+                return UNetReconstruction(self.channels, self.pools)
+            case "msense":
+                return MSense(self.shape)
+            case "varnet":
+                refinements = [self._refinement() for _ in range(self.cascades)]
+                count = (1 if self.share_transforms else self.cascades) if monarch else 0
+                transforms = [LearnedFourier(self.shape, inverse=True) for _ in range(count)]
+                return VarNet(refinements, transforms if monarch else None)
+            case _:
+                transform = LearnedFourier(self.shape) if monarch else None
+                return MoDL(self._refinement(), self.cascades, transform)
+
+    def _refinement(self) -> nn.Module:
+        if self.regulariser == "unet":
+            return Refinement(UNet(2, 2, self.channels, self.pools))
+        return SpectralRefinement(self.channels, self.modes, self.shape)
+
+    def save(self, path: Path, model: nn.Module) -> Path:
+        """Export weights and configuration into the directory ``path``."""
+        return save_model(path, model, asdict(self))
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
+    """An exported network, in evaluation mode, and its configuration. Raises ``InputError``."""
+    saved = read_json(path / "config.json")
+    try:
+        saved["shape"] = tuple(saved["shape"])
+        config = ModelConfig(**saved)
+    except (TypeError, KeyError) as error:
+        raise InputError(f"the settings of an MRI model in {path}", str(error), "check the path") from None
+    return load_weights(path, config.build()).eval(), config
+
+
+def learned_transforms(model: nn.Module) -> list[LearnedFourier]:
+    """Every learned transform of a model."""
+    return [module for module in model.modules() if isinstance(module, LearnedFourier)]
+
+
+def departures(model: nn.Module) -> Tensor:
+    """Mean over the learned transforms of ‖W − F‖²/‖F‖²: a penalty, zero where there are none."""
+    found = [transform.departure() ** 2 for transform in learned_transforms(model)]
+    return torch.stack(found).mean() if found else torch.zeros(())
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable real numbers."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

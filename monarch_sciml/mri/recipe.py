@@ -1,0 +1,283 @@
+"""Training as a sentence: k-space slices → mask → coil maps → network → magnitude → loss → export."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils.data import Dataset
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.linalg import FourierTransform
+from monarch_sciml.mri.datasets import Slice, SliceDataset, list_files
+from monarch_sciml.mri.masks import Mask, MaskConfig, apply_mask, draw_mask, volume_seed
+from monarch_sciml.mri.metrics import center_crop, scores
+from monarch_sciml.mri.models import Kind, ModelConfig, departures
+from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
+from monarch_sciml.training import check_device, check_run, create_run, is_finished
+
+__all__ = ["Example", "TrainConfig", "train"]
+
+LEAST = dict.fromkeys(("seed", "penalty"), 0) | dict.fromkeys(
+    ("cascades", "channels", "pools", "modes", "epochs", "batch", "n_train", "n_test", "threads"), 1
+)
+POISSON_DISCS = 32  # different ones in training: each takes a while to draw
+CACHED_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a reconstruction network on fully sampled k-space, undersampled anew at every step."""
+
+    data: Path
+    """Folder of fastMRI files; the last --n-test volumes are held out."""
+    out: Path
+    """Directory for the run: configuration, checkpoint, metrics.csv, TensorBoard logs, exported model."""
+    model: Kind = "varnet-monarch"
+    """U-Net; mSENSE; an unrolled network with the FFT, or the same with a learned Monarch transform."""
+    sampling: MaskConfig = field(default_factory=lambda: MaskConfig(mask="poisson", center_fractions=(0.12,)))
+    maps: Literal["espirit", "low-resolution", "learned"] = "espirit"
+    """Coil maps, from the fully sampled centre alone; learned: refined by a network trained along."""
+    n_train: int | None = None
+    """Train on the first so many volumes; all that are not held out by default."""
+    n_test: int = 4
+    """Hold out the last so many; reported after every epoch, nothing is selected by them."""
+    held_out: Path | None = None
+    """Hold out this folder instead, such as fastMRI's multicoil_val."""
+    acquisition: str | None = None
+    """Only volumes of this acquisition, such as AXT2."""
+    shape: tuple[int, int] | None = None
+    """(H, W): the grid that learned transforms belong to; that of the first volume by default."""
+    cascades: int = 4
+    """Unrolled iterations."""
+    channels: int = 12
+    """Of the U-Nets' first level."""
+    pools: int = 2
+    """Levels below it, each with half the resolution and twice the channels."""
+    regulariser: Literal["unet", "spectral"] = "unet"
+    """Of the unrolled networks; spectral: Fourier layers with learned Monarch transforms."""
+    modes: int = 24
+    """Frequencies per axis of the spectral regulariser."""
+    share_transforms: bool = True
+    """One learned transform for all cascades, or one each."""
+    penalty: float = 0.0
+    """Weight of the learned transforms' squared relative distance from the FFT in the loss."""
+    epochs: int = 10
+    """Passes over the training slices."""
+    batch: int = 1
+    """Slices per step; sizes and coil counts may differ."""
+    learning_rate: float | None = None
+    """Peak of a one-cycle schedule; 3e-3 for mSENSE, 1e-3 for the others by default."""
+    seed: int = 0
+    """Seed of weights, order and masks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    threads: int | None = None
+    """CPU threads; torch decides by default."""
+    resume: bool = False
+    """Continue a run in --out; a finished one is left as it is."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{name} of at least {least}", str(value), f"raise {option}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError("a positive learning_rate", str(self.learning_rate), "raise --learning-rate")
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate in use."""
+        return self.learning_rate or (3e-3 if self.model == "msense" else 1e-3)
+
+
+class Example(NamedTuple):
+    """A fully sampled slice and what is to come out."""
+
+    kspace: Tensor
+    target: Tensor
+    padding: tuple[int, int]
+    name: str
+    key: int
+
+
+class Examples(Dataset[Example]):
+    """Slices with a target: the one in the file, or the root sum of squares of the fully sampled images."""
+
+    def __init__(self, slices: SliceDataset, first_key: int = 0):
+        self.slices, self.first_key = slices, first_key
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> Example:
+        found: Slice = self.slices[index]
+        if found.mask is not None:
+            raise InputError(
+                "fully sampled k-space to train on", f"a mask in {found.name}", "leave test files out"
+            )
+        target = found.target
+        if target is None:
+            inverse = FourierTransform(tuple(found.kspace.shape), inverse=True)
+            target = root_sum_of_squares(inverse(found.kspace))
+        return Example(found.kspace, target, found.padding, found.name, self.first_key + index)
+
+
+class MapCache:
+    """Coil maps of slices that come again in every epoch, the most recent ones up to some gigabytes."""
+
+    def __init__(self, method: str, limit: int = CACHED_BYTES):
+        self.method, self.limit, self.bytes = method, limit, 0
+        self.kept: OrderedDict[tuple[int, tuple[int, int]], Tensor] = OrderedDict()
+
+    def __call__(self, key: int, kspace: Tensor, acs: tuple[int, int]) -> Tensor:
+        """Maps (C, H, W) of the slice ``key`` with calibration region ``acs``."""
+        if (key, acs) not in self.kept:
+            maps = estimate_maps(kspace, acs, self.method)
+            self.kept[key, acs] = maps
+            self.bytes += maps.nbytes
+            while self.bytes > self.limit and len(self.kept) > 1:
+                self.bytes -= self.kept.popitem(last=False)[1].nbytes
+        self.kept.move_to_end((key, acs))
+        return self.kept[key, acs]
+
+
+def train(config: TrainConfig) -> Path:
+    """Train as ``config`` says and return the run directory.
+
+    Every check of the data and the model happens before the run directory is made. Raises ``InputError``.
+    """
+    check_run(config.out, config, resume=config.resume)
+    if is_finished(config.out):
+        return config.out
+    check_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    training, held_out = split(config)
+    first = training.volumes[0]
+    torch.manual_seed(config.seed)
+    settings = ModelConfig(
+        kind=config.model,
+        shape=config.shape or first.shape[2:],
+        cascades=config.cascades,
+        channels=config.channels,
+        pools=config.pools,
+        regulariser=config.regulariser,
+        share_transforms=config.share_transforms,
+        modes=config.modes,
+        maps=config.maps,
+    )
+    model = settings.build()
+    draw_mask(config.sampling, first.shape[2:], 0)  # a mask that cannot be drawn is refused here
+    data = {"training": _summary(training), "held out": _summary(held_out)}
+    run = create_run(config.out, config, data)
+
+    from monarch_sciml.training.loop import Task, fit  # Lightning: only when training
+
+    maps = MapCache("espirit" if config.maps == "espirit" else "low-resolution")
+    task = Task(
+        model, _loss(config, maps), _held_out_scores(config, maps), _optimiser(config), seed=config.seed
+    )
+    fit(
+        task,
+        Examples(training),
+        Examples(held_out, first_key=len(training)),
+        run,
+        epochs=config.epochs,
+        batch=config.batch,
+        resume=config.resume,
+        device=config.device,
+        progress=not config.quiet,
+        clip=1.0,
+        collate=list,
+    )
+    settings.save(run / "model", model)
+    return run
+
+
+def split(config: TrainConfig) -> tuple[SliceDataset, SliceDataset]:
+    """Training and held-out slices, of different volumes, as the configuration divides the files."""
+    whole = SliceDataset(config.data, acquisition=config.acquisition)
+    files = [volume.path for volume in whole.volumes]
+    if config.held_out is not None:
+        held_out = [v.path for v in SliceDataset(config.held_out, acquisition=config.acquisition).volumes]
+        held_out = held_out[-config.n_test :]
+    else:
+        held_out, files = files[-config.n_test :], files[: -config.n_test]
+    wanted = len(files) if config.n_train is None else config.n_train
+    if not 1 <= wanted <= len(files) or {*files} & {*held_out}:
+        raise InputError(
+            f"{config.n_train or 'at least 1'} volumes to train on beside {len(held_out)} held out",
+            f"{len(list_files(config.data))} files in {config.data}, {len(files)} left",
+            "lower --n-train or --n-test",
+        )
+    return SliceDataset(files[:wanted]), SliceDataset(held_out)
+
+
+def _summary(data: SliceDataset) -> str:
+    names = [volume.path.name for volume in data.volumes]
+    return f"{len(data)} slices of {len(names)} volumes, {names[0]} … {names[-1]}"
+
+
+def undersample(example: Example, mask: Mask, maps: MapCache) -> tuple[Tensor, Tensor, Tensor]:
+    """What a network is given, with a batch dimension of one: masked k-space, pattern, maps."""
+    kspace = apply_mask(example.kspace, mask, example.padding)
+    found = maps(example.key, kspace, mask.acs)
+    return kspace[None], mask.pattern[None].to(kspace.device), found[None].to(kspace.device)
+
+
+def _reconstruct(model: nn.Module, example: Example, mask: Mask, maps: MapCache) -> Tensor:
+    image = model(*undersample(example, mask, maps))[0].abs()
+    height, width = example.target.shape
+    return center_crop(image, (height, width))
+
+
+def _loss(config: TrainConfig, maps: MapCache):
+    """Mean over the slices of ‖|x| − target‖ / ‖target‖, and the penalty on the learned transforms."""
+
+    def loss(model: nn.Module, batch: list[Example], generator: torch.Generator) -> Tensor:
+        errors = []
+        for example in batch:
+            shape = (example.kspace.shape[-2], example.kspace.shape[-1])
+            seed = int(torch.randint(2**31, (), generator=generator))
+            if config.sampling.mask == "poisson":
+                seed %= POISSON_DISCS
+            image = _reconstruct(model, example, draw_mask(config.sampling, shape, seed), maps)
+            errors.append((image - example.target).norm() / example.target.norm().clamp_min(1e-30))
+        total = torch.stack(errors).mean()
+        return total + config.penalty * departures(model) if config.penalty else total
+
+    return loss
+
+
+def _held_out_scores(config: TrainConfig, maps: MapCache):
+    """NMSE, PSNR and SSIM slice by slice, each volume under the mask that its file name gives."""
+
+    def metrics(model: nn.Module, batch: list[Example]) -> Mapping[str, Tensor]:
+        found: list[dict[str, float]] = []
+        for example in batch:
+            shape = (example.kspace.shape[-2], example.kspace.shape[-1])
+            mask = draw_mask(config.sampling, shape, volume_seed(example.name))
+            found.append(scores(example.target, _reconstruct(model, example, mask, maps)))
+        return {name: torch.tensor([s[name] for s in found]).mean() for name in found[0]}
+
+    return metrics
+
+
+def _optimiser(config: TrainConfig):
+    def optimiser(model: nn.Module, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
+        adam = torch.optim.Adam(model.parameters(), lr=config.peak_rate)
+        steps = config.epochs * steps_per_epoch
+        return adam, OneCycleLR(adam, config.peak_rate, total_steps=steps, pct_start=0.1)
+
+    return optimiser

@@ -1,0 +1,95 @@
+"""The centred two-dimensional Fourier transform with trainable Monarch factors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from monarch_sciml.kernels import monarch_dense
+from monarch_sciml.linalg import SeparableTransform, balanced_factors, centered_dft, fourier_factors
+
+__all__ = ["LearnedFourier"]
+
+
+class LearnedFourier(nn.Module):
+    """A separable transform of images, ``X = W_y x W_xᵀ``, that starts as the centred orthonormal DFT.
+
+    Each W is a Monarch matrix after a stride permutation: two factors of n = p·q, ``L`` (p, q, q) and ``R``
+    (q, p, p), every entry a real parameter (trailing dimension 2). A prime n is one dense block. The adjoint
+    is the conjugate transpose of the same factors; where a method wants an inverse that is trained apart,
+    make a second module with ``inverse=True``.
+
+    **Sizes.** The factors belong to the grid they were made for. There, ``W = G F`` with F the DFT and
+    G = W Fᴴ what training made of k-space. On n′ points it is ``G′ F′``: F′ is the exact DFT of n′ points and
+    G′ is G on the central frequencies that both grids hold, the identity on those never trained. So every
+    size works, odd and prime too, and is exact at initialisation. Frequencies are counted in cycles per
+    field of view.
+
+    Args:
+        shape: (H, W), the grid the factors belong to.
+        inverse: start as the inverse DFT: k-space to image.
+        learned: False keeps the DFT: buffers in place of parameters.
+    """
+
+    def __init__(self, shape: tuple[int, int], *, inverse: bool = False, learned: bool = True):
+        super().__init__()
+        self.shape, self.inverse = tuple(shape), inverse
+        for axis, n in zip("yx", shape, strict=True):
+            for name, factor in zip("LR", fourier_factors(n, n, -(n // 2), origin=n // 2), strict=True):
+                real = torch.view_as_real(factor.conj().resolve_conj() if inverse else factor)
+                real = real.to(torch.get_default_dtype()).contiguous()
+                if learned:
+                    self.register_parameter(f"{name}_{axis}", nn.Parameter(real))
+                else:
+                    self.register_buffer(f"{name}_{axis}", real)
+
+    def matrix(self, axis: str, size: int | None = None) -> Tensor:
+        """W along axis "y" or "x" on ``size`` points, complex (size, size)."""
+        L, R = (torch.view_as_complex(getattr(self, f"{name}_{axis}").contiguous()) for name in "LR")
+        n = L.shape[0] * R.shape[0]
+        p, q = balanced_factors(n)
+        # columns (j2, j1) → (j1, j2): the stride permutation
+        W = monarch_dense(L, R).unflatten(1, (q, p)).mT.flatten(1)
+        if size is None or size == n:
+            return W
+        F, Fs = (centered_dft(m).to(W) for m in (n, size))
+        # Fᴴ of the inverse is F itself; both are symmetric, so that a conjugate is an adjoint
+        G = F @ W if self.inverse else W @ F.conj()
+        G = _embed(G - torch.eye(n).to(G), size) + torch.eye(size).to(G)
+        return Fs.conj() @ G if self.inverse else G @ Fs
+
+    def operator(self, domain: tuple[int, ...]) -> SeparableTransform:
+        """The transform as a linear operator on (..., H, W), any size."""
+        *planes, H, W = domain
+        return SeparableTransform(self.matrix("y", H), self.matrix("x", W), tuple(planes))
+
+    def departure(self) -> Tensor:
+        """``‖W − F‖_F / ‖F‖_F``, root mean square over the axes: how far training has moved from the DFT."""
+        return self._mean(lambda W, F: W - (F.conj() if self.inverse else F))
+
+    def nonunitarity(self) -> Tensor:
+        """``‖Wᴴ W − I‖_F / √n``, root mean square over the axes."""
+        return self._mean(lambda W, F: W.mH @ W - torch.eye(len(W)).to(W))
+
+    def _mean(self, difference) -> Tensor:
+        parts = []
+        for axis in "yx":
+            W = self.matrix(axis)
+            parts.append(difference(W, centered_dft(len(W)).to(W)).abs().square().sum() / len(W))
+        return torch.stack(parts).mean().sqrt()
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return f"shape={self.shape}, inverse={self.inverse}, learned={isinstance(self.L_y, nn.Parameter)}"
+
+
+def _embed(G: Tensor, size: int) -> Tensor:
+    """The central frequencies of a k-space matrix on another grid: cropped, or padded with zeros."""
+    n = len(G)
+    if size <= n:
+        first = n // 2 - size // 2
+        return G[first : first + size, first : first + size]
+    first = size // 2 - n // 2
+    out = G.new_zeros(size, size)
+    out[first : first + n, first : first + n] = G
+    return out

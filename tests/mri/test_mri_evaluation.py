@@ -1,0 +1,237 @@
+"""Evaluation of reconstructions: its numbers are those of the metrics, its refusals name the file."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.mri.evaluation import EvaluateConfig, VolumeScores, evaluate, markdown_table
+from monarch_sciml.mri.metrics import center_crop, per_slice, scores
+
+SHAPE = (3, 16, 12)
+
+
+def write(path: Path, key: str, volume: np.ndarray | None, **attributes) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["kspace"] = np.zeros((3, 4))
+        if volume is not None:
+            file[key] = volume
+        file.attrs.update(attributes)
+    return path
+
+
+def volume(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape).astype(np.float32)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> EvaluateConfig:
+    """Two volumes AXT2 and one AXFLAIR; 4×, 8× (said by the prediction only) and 4×."""
+    for i, acquisition in enumerate(("AXT2", "AXFLAIR", "AXT2")):
+        attributes = {} if i == 1 else {"acceleration": 4}
+        name = f"file{i}.h5"
+        target = volume(i)
+        write(tmp_path / "target" / name, "reconstruction_rss", target, acquisition=acquisition, **attributes)
+        write(tmp_path / "mine" / name, "reconstruction", 0.9 * target + 0.05 * volume(i + 9), acceleration=8)
+    return EvaluateConfig(tmp_path / "target", tmp_path / "mine", tmp_path / "new" / "out")
+
+
+def changed(config: EvaluateConfig, **changes) -> EvaluateConfig:
+    return EvaluateConfig(**{**vars(config), **changes})
+
+
+def test_scores_are_those_of_the_metrics(folders: EvaluateConfig) -> None:
+    results = evaluate(folders)
+    assert [result.name for result in results] == ["file0.h5", "file1.h5", "file2.h5"]
+    for i, result in enumerate(results):
+        target, prediction = volume(i), 0.9 * volume(i) + 0.05 * volume(i + 9)
+        assert result.scores == scores(target, prediction)
+        assert result.slices == per_slice(target, prediction)
+        assert result.shape == result.target_shape == SHAPE[1:]
+        assert result.target == "reconstruction_rss"
+    assert [(r.acquisition, r.acceleration) for r in results] == [("AXT2", 4), ("AXFLAIR", 8), ("AXT2", 4)]
+
+
+def test_files_that_are_written(folders: EvaluateConfig) -> None:
+    assert folders.out is not None
+    results = evaluate(folders)
+    assert sorted(os.listdir(folders.out)) == ["metrics.json", "table.md"]
+    assert (folders.out / "table.md").read_text() == markdown_table(results)
+    saved = json.loads((folders.out / "metrics.json").read_text())
+    assert saved["notice"] == "Research use only, not for clinical use."
+    assert [v["scores"] for v in saved["volumes"]] == [r.scores for r in results]
+    mean, error = saved["mean_and_error"]["psnr"]
+    values = [r.scores["psnr"] for r in results]
+    assert mean == pytest.approx(np.mean(values))
+    assert error == pytest.approx(np.std(values, ddof=1) / 3**0.5)
+    assert evaluate(folders) == results  # again, over the earlier files
+    assert evaluate(changed(folders, out=None)) == results
+
+
+def test_the_table() -> None:
+    def result(name: str, acquisition: str | None, value: float) -> VolumeScores:
+        of_volume = {"nmse": value / 100, "psnr": 30 + value, "ssim": 0.9}
+        return VolumeScores(name, acquisition, None, "t", (9, 9), (9, 9), of_volume, [of_volume] * 2)
+
+    results = [result("a.h5", "AXT2", 1), result("b.h5", "AXT2", 3), result("c.h5", None, 8)]
+    lines = markdown_table(results).splitlines()
+    assert lines[2:4] == [
+        "| all | 3 | 6 | 0.0400 ± 0.0208 | 34.00 ± 2.08 | 0.9000 ± 0.0000 |",
+        "| AXT2 | 2 | 4 | 0.0200 ± 0.0100 | 32.00 ± 1.00 | 0.9000 ± 0.0000 |",
+    ]
+    assert lines[-1] == "Research use only, not for clinical use."
+    assert "| all | 1 | 2 | 0.0100 | 31.00 | 0.9000 |" in markdown_table(results[:1])
+    with pytest.raises(InputError, match="at least one volume"):
+        markdown_table([])
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"acquisition": "AXT2"}, [0, 2]),
+        ({"acceleration": 4}, [0, 2]),
+        ({"acceleration": 8.0}, [1]),
+        ({"acquisition": "AXFLAIR", "acceleration": 8}, [1]),
+    ],
+)
+def test_filters(folders: EvaluateConfig, changes, names) -> None:
+    results = evaluate(changed(folders, **changes))
+    assert [result.name for result in results] == [f"file{i}.h5" for i in names]
+
+
+def test_predictions_of_what_is_not_asked_for_may_be_missing(folders: EvaluateConfig) -> None:
+    (folders.prediction / "file1.h5").unlink()
+    assert len(evaluate(changed(folders, acquisition="AXT2"))) == 2
+    with pytest.raises(InputError, match=r"a prediction in .*mine for every target; found none for file1.h5"):
+        evaluate(folders)
+
+
+def test_filters_that_leave_nothing(folders: EvaluateConfig) -> None:
+    seen = r"found AXFLAIR at 8×, AXT2 at 4×; choose one of these"
+    with pytest.raises(InputError, match=f"volumes of AXT1; {seen}"):
+        evaluate(changed(folders, acquisition="AXT1"))
+    with pytest.raises(InputError, match=f"volumes of AXT2 at 8×; {seen}"):
+        evaluate(changed(folders, acquisition="AXT2", acceleration=8))
+    with pytest.raises(InputError, match=f"volumes of any acquisition at 5×; {seen}"):
+        evaluate(changed(folders, acceleration=5))
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 19), (3, 16, 13), (3, 12, 12), (3, 20, 9)])
+def test_images_are_cropped_to_the_shorter_of_both(folders: EvaluateConfig, shape) -> None:
+    prediction = volume(5, shape)
+    write(folders.prediction / "file1.h5", "reconstruction", prediction)
+    result = evaluate(changed(folders, acquisition="AXFLAIR"))[0]
+    common = min(16, shape[1]), min(12, shape[2])
+    assert (result.target_shape, result.shape) == ((16, 12), common)
+    assert result.scores == scores(center_crop(volume(1), common), center_crop(prediction, common))
+    said = "smaller than their targets, compared on what they cover: file1.h5." in markdown_table([result])
+    assert said == (common != (16, 12))
+
+
+def test_single_coil_targets_and_attributes_as_bytes(folders: EvaluateConfig) -> None:
+    path = write(folders.target / "file1.h5", "reconstruction_rss", volume(7), acquisition=np.bytes_(b"AXT1"))
+    with h5py.File(path, "a") as file:
+        file["reconstruction_esc"] = volume(8)
+    result = evaluate(changed(folders, acquisition="AXT1"))[0]
+    assert result.target == "reconstruction_esc"
+    assert result.scores["nmse"] == scores(volume(8), 0.9 * volume(1) + 0.05 * volume(10))["nmse"]
+
+
+def test_numbers_json_does_not_know(folders: EvaluateConfig) -> None:
+    target = volume(1)
+    target[0] = 0
+    for path, key in ((folders.target, "reconstruction_rss"), (folders.prediction, "reconstruction")):
+        write(path / "file1.h5", key, target)
+    results = evaluate(folders)
+    assert math.isinf(results[1].scores["psnr"])
+    assert folders.out is not None
+    text = (folders.out / "metrics.json").read_text()
+    saved = json.loads(text, parse_constant=pytest.fail)
+    assert saved["volumes"][1]["scores"]["psnr"] is None
+    assert saved["volumes"][1]["slices"][0]["nmse"] is None
+
+
+# --------------------------------------------------------------------------------------------------- mistakes
+
+
+def refused(config: EvaluateConfig, message: str) -> None:
+    """Refused, and nothing is written."""
+    with pytest.raises(InputError, match=message):
+        evaluate(config)
+    assert config.out is None or not config.out.exists() or not any(config.out.iterdir())
+
+
+def test_folders_that_are_none(folders: EvaluateConfig, tmp_path: Path) -> None:
+    refused(
+        changed(folders, target=tmp_path / "absent"), r"a directory of .h5 files; found nothing at .*absent"
+    )
+    refused(changed(folders, prediction=folders.target / "file0.h5"), r"found the file .*file0.h5")
+    (tmp_path / "empty").mkdir()
+    refused(changed(folders, prediction=tmp_path / "empty"), r".h5 files in .*empty; found none")
+    refused(changed(folders, out=folders.target / "file0.h5" / "out"), "an output directory; found")
+
+
+def test_predictions_without_target(folders: EvaluateConfig) -> None:
+    for i in range(3, 9):
+        write(folders.prediction / f"file{i}.h5", "reconstruction", volume(i))
+    message = r"a target in .*target for every prediction; found none for file3.h5, .*file6.h5 and 2 more"
+    refused(folders, message)
+
+
+@pytest.mark.parametrize("which", ["target", "prediction"])
+def test_damaged_files(folders: EvaluateConfig, which: str) -> None:
+    path = getattr(folders, which) / "file1.h5"
+    content = path.read_bytes()
+    for damaged in (b"", b"garbage", content[: len(content) // 3], content[:-900]):
+        path.write_bytes(damaged)
+        refused(folders, r"a readable HDF5 file; found .*file1.h5 \(OSError: .*it is damaged or incomplete")
+
+
+def test_damage_found_while_reading(folders: EvaluateConfig) -> None:
+    path = folders.prediction / "file1.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("reconstruction", data=volume(0), chunks=SHAPE, fletcher32=True)
+        file.flush()
+        offset = data.id.get_chunk_info(0).byte_offset
+    with path.open("r+b") as stream:
+        stream.seek(offset + 40)
+        stream.write(b"damage")
+    refused(folders, r"a readable HDF5 file; found .*file1.h5 \(OSError")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, r"a dataset reconstruction in .*file1.h5; found only kspace; add it"),
+        (
+            volume(0)[0],
+            r"real reconstruction .slices, height, width. in .*file1.h5; found float32 \(16, 12\)",
+        ),
+        (volume(0) * 1j, r"found complex64 \(3, 16, 12\)"),
+        (np.full(SHAPE, b"a"), r"found \|S1 \(3, 16, 12\)"),
+        (volume(0)[:2], r"3 slices in .*file1.h5, as in its target; found 2; reconstruct the whole volume"),
+        (volume(0)[:, :6], r"images of at least 7 × 7 for SSIM; found 6 × 12 in file1.h5"),
+        (volume(0)[:, :0], r"found shape \(3, 16, 12\) in file1.h5"),
+        (np.where(volume(0) == volume(0)[1, 2, 3], np.nan, 1), r"finite .*file1.h5; found NaN .*in slice 1;"),
+    ],
+)
+def test_predictions_that_do_not_fit(folders: EvaluateConfig, data, message: str) -> None:
+    write(folders.prediction / "file1.h5", "reconstruction", data)
+    refused(folders, message)
+
+
+def test_targets_that_do_not_fit(folders: EvaluateConfig) -> None:
+    path = folders.target / "file1.h5"
+    write(path, "reconstruction_rss", None)
+    refused(folders, r"a dataset reconstruction_esc or reconstruction_rss in .*file1.h5; found only kspace")
+    write(path, "reconstruction_rss", np.zeros(SHAPE))
+    refused(folders, r"a target with values other than 0; found zeros only in file1.h5")
+    with h5py.File(path, "w") as file:
+        file.create_group("reconstruction_rss")
+    refused(folders, r"real reconstruction_rss .*in .*file1.h5; found a group")

@@ -1,0 +1,152 @@
+"""ISMRMRD: every readout at its place, what is not the image left out, other kinds of scans refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kspace_files import HEADER, C, H, K, Line, S, W, ismrmrd, lines, noise
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.mri.formats import open_kspace
+from monarch_sciml.mri.header import parse_header
+
+
+def read(path: Path) -> np.ndarray:
+    with open_kspace(path) as file:
+        return np.stack([file[i] for i in range(len(file))])
+
+
+def flag(*bits: int) -> int:
+    return sum(1 << (bit - 1) for bit in bits)
+
+
+def changed(lines: list[Line], **fields: int) -> list[Line]:
+    return [(samples, {**head, **fields}) for samples, head in lines]
+
+
+def encoded(x: int, y: int, center: int, maximum: int) -> str:
+    header = HEADER.replace(f"<x>{H}</x><y>{W}</y>", f"<x>{x}</x><y>{y}</y>")
+    limits = f"<maximum>{W - 1}</maximum><center>{W // 2}</center>"
+    assert limits in header
+    return header.replace(limits, f"<maximum>{maximum}</maximum><center>{center}</center>")
+
+
+@pytest.mark.parametrize(("y", "center"), [(7, 3), (12, 2), (13, 1), (9, 4), (8, 3)])
+def test_zero_frequency_lies_in_the_middle(y: int, center: int, tmp_path: Path):
+    path = ismrmrd(tmp_path / "a.h5", header=encoded(H, y, center, W - 1))
+    left, right = parse_header(encoded(H, y, center, W - 1)).padding
+    kspace = read(path)
+    assert kspace.shape == (S, C, H, y)
+    np.testing.assert_array_equal(kspace[..., y // 2], K[..., center])
+    np.testing.assert_array_equal(kspace[..., left:right], K)
+    assert np.count_nonzero(kspace) == np.count_nonzero(K)
+
+
+@pytest.mark.parametrize(("x", "center"), [(10, 0), (10, 5), (16, 2), (17, 5), (15, 3)])
+def test_a_partial_echo(x: int, center: int, tmp_path: Path):
+    path = ismrmrd(tmp_path / "a.h5", changed(lines(), center_sample=center), encoded(x, W, W // 2, W - 1))
+    kspace, start = read(path), 0 if x == H else x // 2 - center
+    np.testing.assert_array_equal(kspace[:, :, start : start + H], K)
+    assert np.count_nonzero(kspace) == np.count_nonzero(K)
+
+
+def test_discarded_samples_are_zero(tmp_path: Path):
+    kspace = read(ismrmrd(tmp_path / "a.h5", changed(lines(), discard_pre=2, discard_post=1)))
+    np.testing.assert_array_equal(kspace[:, :, 2:-1], K[:, :, 2:-1])
+    assert not kspace[:, :, :2].any()
+    assert not kspace[:, :, -1].any()
+
+
+def test_repeated_lines_are_averaged(tmp_path: Path):
+    twice = lines(K + 1) + [line for line in changed(lines(K - 1), average=1) if line[1]["slice"] != 1]
+    kspace = read(ismrmrd(tmp_path / "a.h5", twice))
+    np.testing.assert_allclose(kspace[[0, 2]], K[[0, 2]], atol=1e-6)
+    np.testing.assert_array_equal(kspace[1], K[1] + 1)
+
+
+def test_lines_never_measured_are_zero(tmp_path: Path):
+    kspace = read(
+        ismrmrd(tmp_path / "a.h5", [line for line in lines() if line[1]["kspace_encode_step_1"] != 2])
+    )
+    assert not kspace[..., 2].any()
+    np.testing.assert_array_equal(np.delete(kspace, 2, axis=-1), np.delete(K, 2, axis=-1))
+
+
+@pytest.mark.parametrize("bit", [19, 20, 23, 24, 26, 27, 28, 29, 30, 31])
+def test_what_is_not_the_image_is_left_out(bit: int, tmp_path: Path):
+    other = changed([(noise(C + 1, 5), {})], flags=flag(bit, 63))
+    np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", other + lines())), K)
+
+
+def test_calibration_that_is_also_imaging_counts(tmp_path: Path):
+    np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", changed(lines(), flags=flag(20, 21)))), K)
+    np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", changed(lines(), flags=flag(21)))), K)
+
+
+def test_another_encoding_is_left_out(tmp_path: Path):
+    other = changed([(noise(C, 5), {})], encoding_space_ref=1)
+    np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", other + lines())), K)
+
+
+def test_slices_may_be_missing_and_the_group_have_any_name(tmp_path: Path):
+    some = [line for line in lines() if line[1]["slice"] != 1]
+    np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", some, group="scan")), K[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("acquisitions", "header", "message"),
+    [
+        (
+            lines(),
+            HEADER.replace("cartesian", "radial"),
+            "Cartesian k-space; found a trajectory 'radial' in a.h5",
+        ),
+        (lines(), HEADER.replace("<z>1</z>", "<z>8</z>", 1), "two-dimensional slices; found 8 partitions in"),
+        (lines() + changed(lines(), kspace_encode_step_2=3), HEADER, "slices; found 4 partitions in a.h5"),
+        (
+            lines() + changed(lines(), contrast=1),
+            HEADER,
+            "one image per slice; found 2 values of contrast in",
+        ),
+        (
+            lines() + changed(lines(), repetition=4),
+            HEADER,
+            "found 2 values of repetition in a.h5; write one file",
+        ),
+        (changed(lines(), flags=flag(22)), HEADER, "one direction; found reversed ones in a.h5"),
+        (changed(lines(), flags=flag(19)), HEADER, "acquisitions of the image; found none among 21 in a.h5"),
+        ([], HEADER, "acquisitions of the image; found none among 0"),
+        ([*lines(), (noise(2, H), {})], HEADER, r"equally many coils in all acquisitions; found \[2, 4\] in"),
+        (
+            lines(),
+            encoded(H, 6, 3, 5),
+            r"inside the encoded matrix 10 × 6; found samples 0 … 9 of line 6 in acq",
+        ),
+        (
+            lines(),
+            encoded(8, W, 3, 6),
+            r"inside the encoded matrix 8 × 7; found samples -1 … 8 of line 0 in acq",
+        ),
+        (lines(), HEADER[:-5], "found damaged XML .* in a.h5; repair it: the positions of the lines follow"),
+    ],
+)
+def test_scans_that_are_refused(acquisitions: list[Line], header: str, message: str, tmp_path: Path):
+    with pytest.raises(InputError, match=message):
+        read(ismrmrd(tmp_path / "a.h5", acquisitions, header))
+
+
+def test_files_of_the_ismrmrd_package(tmp_path: Path):
+    package = pytest.importorskip("ismrmrd")
+    with package.Dataset(str(tmp_path / "a.h5")) as dataset:
+        dataset.write_xml_header(HEADER.encode())
+        for samples, fields in lines():
+            acquisition = package.Acquisition.from_array(np.ascontiguousarray(samples))
+            acquisition.center_sample = H // 2
+            acquisition.idx.slice, acquisition.idx.kspace_encode_step_1 = (
+                fields["slice"],
+                fields["kspace_encode_step_1"],
+            )
+            dataset.append_acquisition(acquisition)
+    np.testing.assert_array_equal(read(tmp_path / "a.h5"), K)
+    with package.Dataset(str(ismrmrd(tmp_path / "b.h5")), mode="r") as dataset:  # and it reads ours
+        np.testing.assert_array_equal(dataset.read_acquisition(4).data, K[1, :, :, 1])

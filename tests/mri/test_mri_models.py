@@ -1,0 +1,224 @@
+import pytest
+import torch
+from laws import relative_error
+
+from monarch_sciml import InputError, LearnedFourier
+from monarch_sciml.mri.classical import zero_filled
+from monarch_sciml.mri.models import (
+    KINDS,
+    LearnedMaps,
+    ModelConfig,
+    MoDL,
+    MSense,
+    VarNet,
+    count_parameters,
+    departures,
+    learned_transforms,
+    load_model,
+)
+from monarch_sciml.mri.operators import encoding
+from monarch_sciml.mri.regularisers import Refinement, UNet
+
+SHAPE = (24, 20)
+UNROLLED = [kind for kind in KINDS if kind.startswith(("varnet", "modl"))]
+
+
+def scan(shape=SHAPE, coils=4, batch=1, columns=True, dtype=torch.complex64):
+    """k-space, pattern and maps of random data."""
+    maps = torch.randn(batch, coils, *shape, dtype=dtype)
+    maps = maps / torch.linalg.vector_norm(maps, dim=1, keepdim=True)
+    pattern = torch.rand(batch, 1 if columns else shape[0], shape[1]) < 0.4
+    pattern[..., shape[1] // 2 - 2 : shape[1] // 2 + 2] = True
+    kspace = torch.randn(batch, coils, *shape, dtype=dtype) * pattern[:, None]
+    return kspace, pattern, maps
+
+
+def build(kind, **settings):
+    torch.manual_seed(1)
+    return ModelConfig(kind, SHAPE, **{"cascades": 2, "channels": 2, "pools": 1, **settings}).build()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [True, False])
+@pytest.mark.parametrize("shape", [SHAPE, (17, 23), (32, 9)])
+def test_every_model_takes_every_size_and_mask(kind, columns, shape):
+    image = build(kind)(*scan(shape, columns=columns))
+    assert image.shape == (1, *shape)
+    assert image.isfinite().all()
+    assert image.is_complex() == (kind != "unet")
+
+
+@pytest.mark.parametrize("regulariser", ["unet", "spectral"])
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("base", ["varnet", "modl"])
+@pytest.mark.parametrize("columns", [True, False])
+def test_at_initialisation_the_monarch_variant_is_the_network_with_the_fft(base, share, regulariser, columns):
+    settings = {"share_transforms": share, "regulariser": regulariser, "modes": 6}
+    fft, monarch = (build(base + suffix, **settings) for suffix in ("", "-monarch"))
+    monarch.load_state_dict(fft.state_dict(), strict=False)
+    with torch.no_grad():
+        for shape in (SHAPE, (21, 26)):
+            inputs = scan(shape, columns=columns)
+            assert relative_error(monarch(*inputs), fft(*inputs)) < 1e-5
+
+
+def test_msense_is_zero_filled_sense_at_initialisation_and_linear():
+    model = build("msense")
+    kspace, pattern, maps = scan(batch=2)
+    with torch.no_grad():
+        assert relative_error(model(kspace, pattern, maps), zero_filled(kspace, pattern, maps)) < 1e-6
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        other = torch.randn_like(kspace)
+        sum_of_both = model(2j * kspace + other, pattern, maps)
+        both = 2j * model(kspace, pattern, maps) + model(other, pattern, maps)
+        assert relative_error(sum_of_both, both) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_scale_of_the_data_is_the_scale_of_the_image(kind):
+    model, (kspace, pattern, maps) = build(kind).eval(), scan()
+    with torch.no_grad():
+        image = model(kspace, pattern, maps)
+        assert relative_error(model(1e-6 * kspace, pattern, maps) * 1e6, image) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [True, False])
+def test_a_batch_is_its_slices(kind, columns):
+    model, (kspace, pattern, maps) = build(kind).eval(), scan(batch=3, columns=columns)
+    with torch.no_grad():
+        together = model(kspace, pattern, maps)
+        apart = [model(*(t[i : i + 1] for t in (kspace, pattern, maps))) for i in range(3)]
+    assert relative_error(together, torch.cat(apart)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_learns(kind):
+    model = build(kind, share_transforms=False, maps="learned")
+    model(*scan(columns=False)).abs().sum().backward()
+    # a U-Net of magnitudes is the only one that uses the maps just once
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+
+
+def test_pruning_to_the_sampled_columns_changes_nothing(monkeypatch):
+    model = build("varnet-monarch").eval()
+    kspace, pattern, maps = scan()
+    pattern = torch.zeros_like(pattern)
+    pattern[..., 8:13] = True
+    kspace = kspace * pattern[:, None]
+    asked = []
+
+    def whole(S, pattern, y):
+        asked.append(pattern)
+        return encoding(S.maps, pattern), y, None
+
+    with torch.no_grad():
+        for parameter in model.transforms.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        pruned = model(kspace, pattern, maps)
+        monkeypatch.setattr("monarch_sciml.mri.models._pruned", whole)
+        assert relative_error(pruned, model(kspace, pattern, maps)) < 1e-5
+    assert asked
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+def test_without_a_regulariser_varnet_is_gradient_descent(double):
+    kspace, pattern, maps = scan(dtype=torch.complex128)
+    A = encoding(maps, pattern)
+    x = A.H(kspace)
+    for _ in range(3):
+        x = x - 0.7 * A.H(A(x) - kspace)
+    model = VarNet([Nothing() for _ in range(3)])
+    with torch.no_grad():
+        model.steps.fill_(0.7)
+        assert relative_error(model(kspace, pattern, maps), x) < 1e-12
+
+
+def test_modl_solves_its_normal_equations(double):
+    """With D = 0 a cascade is (AᴴA + λI)⁻¹ (Aᴴy + λx), from x = Aᴴy."""
+    kspace, pattern, maps = scan((6, 5), dtype=torch.complex128)
+    model = MoDL(Nothing(), 1, iterations=40)
+    A = encoding(maps[0], pattern[0]).to_dense(torch.complex128)
+    y, damping = kspace.flatten(), model.log_damping.exp()
+    b = A.mH @ y
+    expected = torch.linalg.solve(A.mH @ A + damping * torch.eye(30), b + damping * b)
+    with torch.no_grad():
+        assert relative_error(model(kspace, pattern, maps).flatten(), expected) < 1e-8
+
+
+def test_twins_have_nearly_equal_parameters():
+    sizes = [count_parameters(ModelConfig(kind, (128, 128)).build()) for kind in ("varnet", "varnet-monarch")]
+    assert sizes[0] < sizes[1] < 1.05 * sizes[0]
+    assert count_parameters(ModelConfig("msense", (128, 128)).build()) == 12288
+
+
+def test_learned_transforms_are_found_and_their_departure_is_a_penalty():
+    model = build("varnet-monarch", share_transforms=False)
+    assert len(learned_transforms(model)) == 2
+    assert departures(model) < 1e-12
+    assert departures(build("varnet")) == 0
+    with torch.no_grad():
+        learned_transforms(model)[0].L_y.mul_(3)
+    penalty = departures(model)
+    penalty.backward()
+    assert penalty > 0.1
+    assert learned_transforms(model)[0].L_y.grad.any()
+
+
+def test_learned_maps_stay_normalised():
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, kspace, pattern, maps):
+            seen.append(maps)
+            return maps[:, 0]
+
+    LearnedMaps(Spy())(*scan(batch=2))
+    assert torch.allclose(seen[0].abs().square().sum(1), torch.ones(2, *SHAPE), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 4)])
+def test_unet_keeps_every_size(size):
+    assert UNet(2, 3, 4, 2)(torch.randn(1, 2, *size).expand(2, -1, -1, -1)).shape == (2, 3, *size)
+
+
+def test_refinement_ignores_offset_and_scale():
+    """D(a x) = a D(x), part by part, because each is normalised before the network."""
+    refine, x = Refinement(UNet(2, 2, 2, 1)), torch.randn(1, 12, 12, dtype=torch.complex64)
+    assert relative_error(refine(5 * x), 5 * refine(x)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_and_load(kind, tmp_path):
+    config = ModelConfig(kind, SHAPE, cascades=2, channels=2, pools=1)
+    model, inputs = config.build().eval(), scan()
+    config.save(tmp_path / "model", model)
+    loaded, found = load_model(tmp_path / "model")
+    assert found == config
+    assert not loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs), model(*inputs))
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path):
+    config = ModelConfig("msense", SHAPE)
+    config.save(tmp_path / "model", config.build())
+    (tmp_path / "model" / "config.json").write_text('{"kind": "msense", "shape": [24, 20], "colour": 1}')
+    with pytest.raises(InputError, match=r"settings of an MRI model.*colour"):
+        load_model(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"kind": "transformer", "shape": [24, 20]}')
+    with pytest.raises(InputError, match="a model among unet, msense"):
+        load_model(tmp_path / "model")
+
+
+def test_types():
+    assert isinstance(build("msense"), MSense)
+    assert isinstance(build("msense").inverse, LearnedFourier)
+    assert build("varnet").transforms is None
+    assert UNROLLED == ["varnet", "varnet-monarch", "modl", "modl-monarch"]
