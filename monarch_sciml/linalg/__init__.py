@@ -1,6 +1,6 @@
 """Operator algebra: Monarch matrices, the transforms they represent exactly, the nearest Monarch matrix."""
 
-from monarch_sciml.linalg.fourier import FourierTransform, SeparableTransform, centered_dft
+from monarch_sciml.linalg.fourier import FactoredTransform, FourierTransform, SeparableTransform, centered_dft
 from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
 from monarch_sciml.linalg.operator import LinearOperator
 from monarch_sciml.linalg.projection import project
@@ -13,6 +13,7 @@ from monarch_sciml.linalg.transforms import (
 )
 
 __all__ = [
+    "FactoredTransform",
     "FourierTransform",
     "LinearOperator",
     "MonarchMatrix",

@@ -12,7 +12,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.linalg.operator import LinearOperator
 from monarch_sciml.linalg.transforms import dft
 
-__all__ = ["FourierTransform", "SeparableTransform", "centered_dft"]
+__all__ = ["FactoredTransform", "FourierTransform", "SeparableTransform", "centered_dft"]
 
 AXES = (-2, -1)
 
@@ -82,6 +82,68 @@ class SeparableTransform(LinearOperator):
     def H(self) -> SeparableTransform:
         """``x ↦ Aᴴ x B̄``."""
         return SeparableTransform(self.A.mH, self.B.mH, self.planes)
+
+
+class FactoredTransform(LinearOperator):
+    """``X = W_y x W_xᵀ`` with each W a Monarch matrix after a stride permutation, applied by its factors.
+
+    ``y`` and ``x`` are pairs (L, R) as of ``fourier_factors``: L (p, q, q), R (q, p, p), n = p·q. One plane
+    of the domain (*planes, H, W) after the other: what is in flight stays in the cache. Costs H·W·(p + q)
+    multiply-adds an axis and plane, against H·W·n of ``SeparableTransform``.
+    """
+
+    def __init__(
+        self,
+        y: tuple[Tensor, Tensor],
+        x: tuple[Tensor, Tensor],
+        planes: tuple[int, ...] = (),
+        *,
+        adjoint: bool = False,
+    ):
+        self.y, self.x, self.planes, self.adjoint = y, x, tuple(planes), adjoint
+        n = math.prod(self.domain)
+        self.shape = (n, n)
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """(*planes, H, W)."""
+        H, W = (L.shape[0] * L.shape[1] for L, _ in (self.y, self.x))
+        return (*self.planes, H, W)
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        """As the domain."""
+        return self.domain
+
+    def plane(self, x: Tensor) -> Tensor:
+        """One image (H, W) → (H, W)."""
+        apply = _apply_adjoint if self.adjoint else _apply
+        # the second axis is brought to the front: products then run along contiguous rows
+        return apply(*self.x, apply(*self.y, x).mT.contiguous()).mT
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., H, W) → (..., H, W)."""
+        x = x.to(torch.promote_types(x.dtype, self.y[0].dtype))
+        return torch.stack([self.plane(one) for one in x.reshape(-1, *x.shape[-2:])]).view(x.shape)
+
+    @property
+    def H(self) -> FactoredTransform:
+        """The conjugate transposes of the same factors, in reverse order."""
+        return FactoredTransform(self.y, self.x, self.planes, adjoint=not self.adjoint)
+
+
+def _apply(L: Tensor, R: Tensor, x: Tensor) -> Tensor:
+    """W x for x (n, m): index j1·q + j2 → R → (j2, c) → L → ℓ·p + c, see ``fourier_factors``."""
+    p, q, _ = L.shape
+    z = R @ x.view(p, q, -1).transpose(0, 1)
+    return (L @ z.transpose(0, 1)).transpose(0, 1).reshape(x.shape)
+
+
+def _apply_adjoint(L: Tensor, R: Tensor, y: Tensor) -> Tensor:
+    """Wᴴ y for y (n, m)."""
+    p, q, _ = L.shape
+    z = L.mH @ y.view(q, p, -1).transpose(0, 1)
+    return (R.mH @ z.transpose(0, 1)).transpose(0, 1).reshape(y.shape)
 
 
 @lru_cache(maxsize=64)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from monarch_sciml.errors import InputError
@@ -29,10 +30,11 @@ class EvaluateConfig:
 
     target: Path
     """Directory of fastMRI files (.h5) with the target images."""
-    prediction: Path
-    """Directory of files of the same names with a dataset reconstruction (slices, height, width)."""
+    prediction: tuple[Path, ...]
+    """Directory of files of the same names with a dataset reconstruction (slices, height, width); several
+    directories are compared, each by its name."""
     out: Path | None = None
-    """Directory for metrics.json (per volume and slice) and table.md; replaces earlier ones."""
+    """Directory for metrics.json (per volume and slice), table.md, comparison.png; replaces earlier ones."""
     acquisition: str | None = None
     """Only volumes with this attribute, such as CORPD_FBK or AXT2."""
     acceleration: float | None = None
@@ -57,8 +59,8 @@ class VolumeScores:
     """The same for each slice, with the data range of the volume."""
 
 
-def evaluate(config: EvaluateConfig) -> list[VolumeScores]:
-    """Score every chosen volume, in the order of names; write metrics.json and table.md to ``out``, if any.
+def evaluate(config: EvaluateConfig) -> dict[str, list[VolumeScores]]:
+    """Score every chosen volume of every prediction, in the order of names; write to ``out``, if any.
 
     Target and prediction are centre-cropped, each axis to the shorter of both. (fastMRI's own script cuts
     targets that are higher than wide to a square first; ours keeps them whole.)
@@ -67,7 +69,76 @@ def evaluate(config: EvaluateConfig) -> list[VolumeScores]:
         InputError: a missing folder; a prediction without target or a target without prediction; a damaged
             file, one without its dataset, with NaN, or with another number of slices; nothing to compare.
     """
-    targets, predictions = _files(config.target), _files(config.prediction)
+    folders = {folder.resolve().name: folder for folder in config.prediction}
+    if not folders or len(folders) < len(config.prediction):
+        found = ", ".join(map(str, config.prediction)) or "none"
+        raise InputError("prediction directories of different names", found, "rename one")
+    targets = _files(config.target)
+    chosen = {name: _comparable(config, targets, folder) for name, folder in folders.items()}
+    if config.out is not None:
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError("an output directory", str(error), "choose another --out") from None
+    bar = tqdm(total=sum(map(len, chosen.values())), unit="volume", disable=None, leave=False)
+    results: dict[str, list[VolumeScores]] = {name: [] for name in folders}
+    with bar:
+        for name, volumes in chosen.items():
+            for file, attributes in volumes.items():
+                results[name].append(_evaluate_volume(targets[file], folders[name] / file, attributes))
+                bar.update()
+    if config.out is not None:
+        details = {
+            name: {
+                "mean_and_error": _for_json(summarise([volume.scores for volume in found])),
+                "volumes": [_for_json(asdict(volume)) for volume in found],
+            }
+            for name, found in results.items()
+        }
+        _write_text(config.out / "table.md", markdown_table(results))
+        write_json(
+            config.out / "metrics.json", {"notice": NOTICE, "config": asdict(config), "predictions": details}
+        )
+        _save_picture(config.out / "comparison.png", targets, folders, results)
+    return results
+
+
+def markdown_table(results: Mapping[str, Sequence[VolumeScores]]) -> str:
+    """Mean over volumes ± standard error: all of them, and each acquisition if there are several.
+
+    Raises:
+        InputError: no results.
+    """
+    lines = [
+        "| prediction | acquisition | volumes | slices | NMSE | PSNR in dB | SSIM |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    every = [volume for found in results.values() for volume in found]
+    kinds = sorted({volume.acquisition for volume in every if volume.acquisition is not None})
+    for acquisition in (None, *kinds) if len(kinds) > 1 else (None,):
+        for name, found in results.items():
+            group = [volume for volume in found if acquisition in (None, volume.acquisition)]
+            summary = summarise([volume.scores for volume in group])
+            cells = [
+                name,
+                acquisition or "all",
+                str(len(group)),
+                str(sum(len(volume.slices) for volume in group)),
+                _cell(*summary["nmse"], 4),
+                _cell(*summary["psnr"], 2),
+                _cell(*summary["ssim"], 4),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Mean over volumes ± standard error; the data range is the maximum of the target volume."]
+    cut = [volume.name for volume in every if volume.shape != volume.target_shape]
+    if cut:
+        lines.append(f"Predictions smaller than their targets, compared on what they cover: {_few(cut)}.")
+    return "\n".join([*lines, NOTICE]) + "\n"
+
+
+def _comparable(config: EvaluateConfig, targets: dict[str, Path], folder: Path) -> dict[str, dict[str, Any]]:
+    """The chosen volumes, all of which have a prediction in ``folder``, and their attributes."""
+    predictions = _files(folder)
     strangers = sorted(predictions.keys() - targets.keys())
     if strangers:
         raise InputError(
@@ -79,56 +150,39 @@ def evaluate(config: EvaluateConfig) -> list[VolumeScores]:
     missing = [name for name in chosen if name not in predictions]
     if missing:
         raise InputError(
-            f"a prediction in {config.prediction} for every target",
+            f"a prediction in {folder} for every target",
             f"none for {_few(missing)}",
             "reconstruct them, or choose fewer with acquisition or acceleration",
         )
-    if config.out is not None:
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError("an output directory", str(error), "choose another --out") from None
-    results = [
-        _evaluate_volume(targets[name], predictions[name], attributes)
-        for name, attributes in tqdm(chosen.items(), unit="volume", disable=None, leave=False)
-    ]
-    if config.out is not None:
-        volumes = [_for_json(asdict(result)) for result in results]
-        overall = _for_json(summarise([result.scores for result in results]))
-        _write_text(config.out / "table.md", markdown_table(results))
-        content = {"notice": NOTICE, "config": asdict(config), "mean_and_error": overall, "volumes": volumes}
-        write_json(config.out / "metrics.json", content)
-    return results
+    return chosen
 
 
-def markdown_table(results: Sequence[VolumeScores]) -> str:
-    """Mean over volumes ± standard error: all of them, then each acquisition.
+def _save_picture(
+    path: Path,
+    targets: dict[str, Path],
+    folders: dict[str, Path],
+    results: dict[str, list[VolumeScores]],
+) -> None:
+    """The middle slice of the first volume that all predictions have."""
+    common = set.intersection(*({volume.name for volume in found} for found in results.values()))
+    if not common:
+        return
+    from monarch_sciml.mri.plots import save_comparison  # matplotlib: only here
 
-    Raises:
-        InputError: no results.
-    """
-    acquisitions = sorted({result.acquisition for result in results if result.acquisition is not None})
-    lines = [
-        "| acquisition | volumes | slices | NMSE | PSNR in dB | SSIM |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for acquisition in (None, *acquisitions):
-        group = [result for result in results if acquisition in (None, result.acquisition)]
-        summary = summarise([result.scores for result in group])
-        cells = [
-            acquisition or "all",
-            str(len(group)),
-            str(sum(len(result.slices) for result in group)),
-            _cell(*summary["nmse"], 4),
-            _cell(*summary["psnr"], 2),
-            _cell(*summary["ssim"], 4),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Mean over volumes ± standard error; the data range is the maximum of the target volume."]
-    cut = [result.name for result in results if result.shape != result.target_shape]
-    if cut:
-        lines.append(f"Predictions smaller than their targets, compared on what they cover: {_few(cut)}.")
-    return "\n".join([*lines, NOTICE]) + "\n"
+    file = min(common)
+    _, target = _read(targets[file], TARGETS)
+    middle = len(target) // 2
+    images = {name: _read(folder / file, (PREDICTION,))[1][middle] for name, folder in folders.items()}
+    shape = tuple(min(image.shape[axis] for image in (target[middle], *images.values())) for axis in (0, 1))
+    save_comparison(
+        path,
+        torch.from_numpy(center_crop(target[middle], shape)),
+        {name: torch.from_numpy(center_crop(image, shape)) for name, image in images.items()},
+        scores={
+            name: next(volume for volume in found if volume.name == file).slices[middle]
+            for name, found in results.items()
+        },
+    )
 
 
 def _cell(mean: float, error: float | None, digits: int) -> str:

@@ -26,13 +26,16 @@ __all__ = [
     "find_acs",
     "load_mask",
     "mask_from_kspace",
+    "measured_columns",
     "volume_seed",
+    "within",
 ]
 
 Kind = Literal["random", "equispaced", "equispaced-fraction", "magic", "magic-fraction", "poisson"]
 WHOLE_STEPS = ("equispaced", "magic")  # every R-th column: R is a whole number
 POISSON_LOWEST = 1.5  # acceleration; from some 1.3 downwards the points are as close as they get
 POISSON_ATTEMPTS = 6
+WHOLE = 0.95  # of the points between the padded edges: a stray zero is a sample too
 POISSON_TOLERANCE = 0.05  # of the acceleration; twice that from the second attempt on
 
 
@@ -239,8 +242,8 @@ def mask_from_kspace(kspace: Tensor | np.ndarray) -> Mask:
     """The mask of undersampled k-space, complex (coils, H, W) or (slices, coils, H, W).
 
     A point is sampled if some coil and slice has a value other than zero there. The mask is one of columns if
-    all rows with any sample have the same ones. Columns that a file fills up with zeros at both edges count
-    as not sampled.
+    all rows with any sample have the same ones and no gap between them. Columns that a file fills up with
+    zeros at both edges count as not sampled.
 
     Raises:
         InputError: not complex, NaN or infinite, or zero throughout.
@@ -252,11 +255,40 @@ def mask_from_kspace(kspace: Tensor | np.ndarray) -> Mask:
     if not np.isfinite(array).all():
         raise InputError("finite k-space", "NaN or infinite values", "write the file again")
     sampled = (array != 0).reshape(-1, *array.shape[-2:]).any(axis=0)
-    active = sampled[sampled.any(axis=1)]
-    if not len(active):
+    rows = np.flatnonzero(sampled.any(axis=1))
+    if not len(rows):
         raise InputError("k-space with samples", "zeros only", "check the file")
-    same = (active == active[0]).all()
+    active = sampled[rows]
+    # gaps between rows are undersampling, along the other axis; rows missing at an edge are a short echo
+    same = (active == active[0]).all() and len(rows) == rows[-1] - rows[0] + 1
     return _mask(active[:1] if same else sampled, array.shape[-2])
+
+
+def measured_columns(mask: Mask) -> tuple[int, int] | None:
+    """(left, right): the columns of fully sampled k-space, all of them but for edges filled up with zeros.
+
+    None if ``mask``, as ``mask_from_kspace`` finds it, shows undersampling: gaps, or half of the
+    columns only.
+    """
+    columns = mask.pattern.any(0).nonzero().squeeze(1)
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    inside = mask.pattern[:, left:right]
+    gaps = len(columns) < right - left or float(inside.float().mean()) < WHOLE
+    return None if gaps or 2 * len(columns) <= mask.pattern.shape[1] else (left, right)
+
+
+def within(mask: Mask, padding: tuple[int, int]) -> Mask:
+    """``mask`` without columns outside [left, right), which hold zeros that nobody measured.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    column = torch.arange(mask.pattern.shape[-1], device=mask.pattern.device)
+    pattern = mask.pattern & (column >= padding[0]) & (column < padding[1])
+    if not pattern.any():
+        found = f"none among the columns {padding[0]} to {padding[1]} that were measured"
+        raise InputError("a mask that keeps something", found, "check the mask and the header")
+    return Mask(pattern, mask.acs)
 
 
 def load_mask(path: Path, shape: tuple[int, int]) -> Mask:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg import LinearOperator, SeparableTransform, centered_dft
+from monarch_sciml.linalg import FactoredTransform, LinearOperator, SeparableTransform
 from monarch_sciml.mri.operators import Sensitivity, conjugate_gradients, encoding, normalise
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
@@ -70,8 +70,10 @@ class MSense(nn.Module):
         self.inverse = LearnedFourier(shape, inverse=True)
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
-        """→ complex image (B, H, W)."""
-        return _backward(Sensitivity(maps), self.inverse)(kspace)
+        """→ complex image (B, H, W). Raises ``InputError`` for a single coil."""
+        if maps.shape[-3] < 2:
+            raise InputError("at least two coils for mSENSE", "one", "use unet, varnet or modl")
+        return _Backward(Sensitivity(maps), self.inverse, pattern)(kspace)
 
 
 class VarNet(nn.Module):
@@ -95,20 +97,16 @@ class VarNet(nn.Module):
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """→ complex image (B, H, W)."""
-        scale = normalise(encoding(maps, pattern).H(kspace))
-        y = kspace / scale.unsqueeze(-3)
-        S = Sensitivity(maps)
-        A: LinearOperator
-        if self.transforms is None:
-            A = encoding(maps, pattern)
-            B = [A.H] * len(self.refinements)
-        else:
-            A, y, columns = _pruned(S, pattern, y)
-            B = [_backward(S, V, columns) for V in self.transforms]
-            B = B if len(B) == len(self.refinements) else B * len(self.refinements)
-        x = B[0](y)
+        A = encoding(maps, pattern)
+        B: list[LinearOperator] = [A.H]
+        if self.transforms is not None:
+            S = Sensitivity(maps)
+            B = [_Backward(S, V, pattern) for V in self.transforms]  # type: ignore[arg-type]
+        x = B[0](kspace)
+        scale = normalise(x)
+        x, y = x / scale, kspace / scale.unsqueeze(-3)
         for t, refine in enumerate(self.refinements):
-            x = x - self.steps[t] * B[t](A(x) - y) + refine(x)
+            x = x - self.steps[t] * B[t % len(B)](A(x) - y) + refine(x)
         return x * scale
 
 
@@ -163,26 +161,41 @@ class LearnedMaps(nn.Module):
         return self.model(kspace, pattern, maps / root_sum_of_squares(maps).clamp_min(1e-12).unsqueeze(-3))
 
 
-def _pruned(S: Sensitivity, pattern: Tensor, y: Tensor) -> tuple[LinearOperator, Tensor, Tensor | None]:
-    """A and y on the sampled columns only, where a mask of few columns makes that cheaper.
+class _Backward(LinearOperator):
+    """``x = Σ_c S̄_c V y_c``: the learned inverse transform, then coil combination.
 
-    A transform that is a matrix never computes what the mask would discard.
+    Without gradients and on the transform's own grid, coil after coil: no coil images are ever held. Columns
+    that were not sampled are left out on other grids, where V is a matrix.
     """
-    rows = pattern.flatten(0, -2)
-    columns = rows[0].nonzero().squeeze(1)
-    if 2 * len(columns) > rows.shape[1] or not (rows == rows[0]).all():
-        return encoding(S.maps, pattern), y, None
-    C, H, W = S.codomain
-    Fy, Fx = (centered_dft(n).to(y.dtype).to(y.device) for n in (H, W))
-    return SeparableTransform(Fy, Fx[columns], (C,)) @ S, y[..., columns], columns
 
+    def __init__(self, S: Sensitivity, V: LearnedFourier, pattern: Tensor):
+        self.S, self.V = S, V.operator(S.codomain)
+        self.columns = pattern.flatten(0, -2).any(0).nonzero().squeeze(1)
+        self.shape = (S.shape[1], S.shape[0])
 
-def _backward(S: Sensitivity, V: nn.Module, columns: Tensor | None = None) -> LinearOperator:
-    """``Sᴴ V``: learned inverse transform, then coil combination."""
-    assert isinstance(V, LearnedFourier)
-    C, H, W = S.codomain
-    Vy, Vx = V.matrix("y", H), V.matrix("x", W)
-    return S.H @ SeparableTransform(Vy, Vx if columns is None else Vx[:, columns], (C,))
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return self.S.codomain
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        return self.S.domain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if isinstance(self.V, FactoredTransform):
+            image = torch.zeros_like(x[..., 0, :, :])
+            for out, coils, maps in zip(image, x, self.S.maps.expand_as(x), strict=True):
+                for y, s in zip(coils, maps, strict=True):
+                    out += s.conj() * self.V.plane(y)
+            return image
+        V = self.V
+        if 2 * len(self.columns) < x.shape[-1]:
+            x, V = x[..., self.columns], SeparableTransform(V.A, V.B[:, self.columns], V.planes)
+        return self.S.H(V(x))
+
+    @property
+    def H(self) -> LinearOperator:
+        return self.V.H @ self.S
 
 
 @dataclass(frozen=True)

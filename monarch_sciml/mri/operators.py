@@ -93,7 +93,7 @@ class Sampling(LinearOperator):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., C, H, W) → the same."""
-        return torch.where(self.pattern.unsqueeze(-3), x, torch.zeros((), dtype=x.dtype, device=x.device))
+        return x.masked_fill(~self.pattern.unsqueeze(-3), 0)
 
     @property
     def H(self) -> Sampling:

@@ -17,7 +17,16 @@ from torch.utils.data import Dataset
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform
 from monarch_sciml.mri.datasets import Slice, SliceDataset, list_files
-from monarch_sciml.mri.masks import Mask, MaskConfig, apply_mask, draw_mask, volume_seed
+from monarch_sciml.mri.masks import (
+    Mask,
+    MaskConfig,
+    apply_mask,
+    draw_mask,
+    mask_from_kspace,
+    measured_columns,
+    volume_seed,
+    within,
+)
 from monarch_sciml.mri.metrics import center_crop, scores
 from monarch_sciml.mri.models import Kind, ModelConfig, departures
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
@@ -122,15 +131,16 @@ class Examples(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         found: Slice = self.slices[index]
-        if found.mask is not None:
-            raise InputError(
-                "fully sampled k-space to train on", f"a mask in {found.name}", "leave test files out"
-            )
+        columns = measured_columns(mask_from_kspace(found.kspace))
+        if columns is None:
+            expected, slice_ = "fully sampled k-space to train on", f"slice {found.index} of {found.name}"
+            raise InputError(expected, f"gaps in {slice_}", "leave undersampled files out")
+        padding = (max(columns[0], found.padding[0]), min(columns[1], found.padding[1]))
         target = found.target
         if target is None:
             inverse = FourierTransform(tuple(found.kspace.shape), inverse=True)
             target = root_sum_of_squares(inverse(found.kspace))
-        return Example(found.kspace, target, found.padding, found.name, self.first_key + index)
+        return Example(found.kspace, target, padding, found.name, self.first_key + index)
 
 
 class MapCache:
@@ -164,7 +174,7 @@ def train(config: TrainConfig) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     training, held_out = split(config)
-    first = training.volumes[0]
+    first, examples = training.volumes[0], (Examples(training), Examples(held_out, len(training)))
     torch.manual_seed(config.seed)
     settings = ModelConfig(
         kind=config.model,
@@ -178,20 +188,21 @@ def train(config: TrainConfig) -> Path:
         maps=config.maps,
     )
     model = settings.build()
-    draw_mask(config.sampling, first.shape[2:], 0)  # a mask that cannot be drawn is refused here
+    maps = MapCache("espirit" if config.maps == "espirit" else "low-resolution")
+    _check(config, training, held_out)
+    for each in examples:  # what cannot be masked, or has no centre to estimate maps from, is refused here
+        undersample(each[0], draw_mask(config.sampling, _shape(each[0]), 0), maps)
     data = {"training": _summary(training), "held out": _summary(held_out)}
     run = create_run(config.out, config, data)
 
     from monarch_sciml.training.loop import Task, fit  # Lightning: only when training
 
-    maps = MapCache("espirit" if config.maps == "espirit" else "low-resolution")
     task = Task(
         model, _loss(config, maps), _held_out_scores(config, maps), _optimiser(config), seed=config.seed
     )
     fit(
         task,
-        Examples(training),
-        Examples(held_out, first_key=len(training)),
+        *examples,
         run,
         epochs=config.epochs,
         batch=config.batch,
@@ -214,14 +225,35 @@ def split(config: TrainConfig) -> tuple[SliceDataset, SliceDataset]:
         held_out = held_out[-config.n_test :]
     else:
         held_out, files = files[-config.n_test :], files[: -config.n_test]
+    both = {path.resolve() for path in files} & {path.resolve() for path in held_out}
+    if both:
+        found = f"{len(both)} of its files in {config.data}, such as {min(both).name}"
+        raise InputError("another folder to hold out than to train on", found, "change --held-out")
     wanted = len(files) if config.n_train is None else config.n_train
-    if not 1 <= wanted <= len(files) or {*files} & {*held_out}:
+    if not 1 <= wanted <= len(files):
         raise InputError(
             f"{config.n_train or 'at least 1'} volumes to train on beside {len(held_out)} held out",
             f"{len(list_files(config.data))} files in {config.data}, {len(files)} left",
             "lower --n-train or --n-test",
         )
     return SliceDataset(files[:wanted]), SliceDataset(held_out)
+
+
+def _check(config: TrainConfig, *parts: SliceDataset) -> None:
+    """Refuse before the run begins what would end it in the middle."""
+    volumes = [volume for part in parts for volume in part.volumes]
+    for volume in volumes:
+        if volume.mask is not None and not volume.mask.all():
+            expected, found = "fully sampled k-space to train on", f"a mask in {volume.path.name}"
+            raise InputError(expected, found, "leave test files out")
+        if config.model == "msense" and volume.shape[1] < 2:
+            raise InputError("at least two coils for mSENSE", f"one in {volume.path.name}", "train a unet")
+    for shape in {volume.shape[2:]: None for volume in volumes}:
+        draw_mask(config.sampling, shape, 0)
+
+
+def _shape(example: Example) -> tuple[int, int]:
+    return example.kspace.shape[-2], example.kspace.shape[-1]
 
 
 def _summary(data: SliceDataset) -> str:
@@ -231,7 +263,8 @@ def _summary(data: SliceDataset) -> str:
 
 def undersample(example: Example, mask: Mask, maps: MapCache) -> tuple[Tensor, Tensor, Tensor]:
     """What a network is given, with a batch dimension of one: masked k-space, pattern, maps."""
-    kspace = apply_mask(example.kspace, mask, example.padding)
+    mask = within(mask, example.padding)
+    kspace = apply_mask(example.kspace, mask)
     found = maps(example.key, kspace, mask.acs)
     return kspace[None], mask.pattern[None].to(kspace.device), found[None].to(kspace.device)
 
@@ -248,11 +281,10 @@ def _loss(config: TrainConfig, maps: MapCache):
     def loss(model: nn.Module, batch: list[Example], generator: torch.Generator) -> Tensor:
         errors = []
         for example in batch:
-            shape = (example.kspace.shape[-2], example.kspace.shape[-1])
             seed = int(torch.randint(2**31, (), generator=generator))
             if config.sampling.mask == "poisson":
                 seed %= POISSON_DISCS
-            image = _reconstruct(model, example, draw_mask(config.sampling, shape, seed), maps)
+            image = _reconstruct(model, example, draw_mask(config.sampling, _shape(example), seed), maps)
             errors.append((image - example.target).norm() / example.target.norm().clamp_min(1e-30))
         total = torch.stack(errors).mean()
         return total + config.penalty * departures(model) if config.penalty else total
@@ -266,8 +298,7 @@ def _held_out_scores(config: TrainConfig, maps: MapCache):
     def metrics(model: nn.Module, batch: list[Example]) -> Mapping[str, Tensor]:
         found: list[dict[str, float]] = []
         for example in batch:
-            shape = (example.kspace.shape[-2], example.kspace.shape[-1])
-            mask = draw_mask(config.sampling, shape, volume_seed(example.name))
+            mask = draw_mask(config.sampling, _shape(example), volume_seed(example.name))
             found.append(scores(example.target, _reconstruct(model, example, mask, maps)))
         return {name: torch.tensor([s[name] for s in found]).mean() for name in found[0]}
 
@@ -277,7 +308,8 @@ def _held_out_scores(config: TrainConfig, maps: MapCache):
 def _optimiser(config: TrainConfig):
     def optimiser(model: nn.Module, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
         adam = torch.optim.Adam(model.parameters(), lr=config.peak_rate)
-        steps = config.epochs * steps_per_epoch
+        # of 10 steps or fewer, the tenth that warms up is empty, by which torch divides
+        steps = max(11, config.epochs * steps_per_epoch)
         return adam, OneCycleLR(adam, config.peak_rate, total_steps=steps, pct_start=0.1)
 
     return optimiser

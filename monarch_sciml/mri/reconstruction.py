@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Literal, cast
@@ -26,14 +26,17 @@ from monarch_sciml.mri.masks import (
     draw_mask,
     find_acs,
     mask_from_kspace,
+    measured_columns,
     volume_seed,
+    within,
 )
 from monarch_sciml.mri.metrics import center_crop, scores
 from monarch_sciml.mri.models import KINDS, learned_transforms, load_model
 from monarch_sciml.mri.operators import encoding
+from monarch_sciml.mri.reports import Report, markdown_table, write_reports
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
-from monarch_sciml.mri.writers import NOTICE, save_nifti, save_png, save_reconstruction
-from monarch_sciml.training import check_device, is_finished, write_json
+from monarch_sciml.mri.writers import save_nifti, save_png, save_reconstruction
+from monarch_sciml.training import check_device, is_finished
 
 __all__ = [
     "ReconstructConfig",
@@ -73,8 +76,9 @@ class ReconstructConfig:
     run: Path | None = None
     """Directory of the training whose network is used."""
     sampling: MaskConfig = field(default_factory=MaskConfig)
-    """For fully sampled k-space, drawn with the file name as seed; undersampled k-space keeps its own."""
-    maps: Path | Literal["espirit", "low-resolution"] | None = None
+    """For fully sampled k-space, drawn with the file name, ending in .h5, as seed; undersampled k-space keeps
+    its own."""
+    maps: Literal["espirit", "low-resolution"] | Path | None = None
     """Coil maps (C, H, W) or (S, C, H, W), .npy or BART .cfl, or how to estimate them from the centre of
     k-space; by default as the network was trained, or ESPIRiT."""
     png: bool = False
@@ -109,6 +113,7 @@ class Reconstructed:
     image: Tensor
     """Magnitude (h, w), real."""
     mask: Mask
+    """What was used: without columns that nobody measured."""
     retrospective: bool
     """Whether the k-space was fully sampled before."""
     data_consistency: float
@@ -117,38 +122,11 @@ class Reconstructed:
     """Magnitude (h, w) from fully sampled k-space: the file's own target, or root sum of squares."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """Means over the slices of one file."""
-
-    file: str
-    method: str
-    format: str
-    slices: int
-    coils: int
-    shape: tuple[int, int]
-    acceleration: float
-    retrospective: bool
-    header: bool
-    data_consistency: float
-    nonunitarity: float | None
-    """Of the learned transforms, ‖WᴴW − I‖/√n, mean; None where nothing is learned."""
-    departure: float | None
-    """Of the learned transforms from the Fourier transform, ‖W − F‖/‖F‖."""
-    nmse: float | None
-    psnr: float | None
-    ssim: float | None
-    """Slice by slice, then averaged; None where there is nothing to compare with."""
-    seconds: float
-    """Per slice, from file to file."""
-    notice: str = NOTICE
-
-
 def reconstruct(config: ReconstructConfig) -> list[Report]:
     """Reconstruct every file into ``config.out`` and return what there is to say of each.
 
     A file appears when all of its slices are there, or not at all. Memory does not depend on the number of
-    slices. Raises ``InputError`` for files, masks, maps or models that cannot be used.
+    slices. Raises ``InputError`` for files, masks, maps or models that cannot be used; it names the file.
     """
     check_device(config.device)
     if config.threads:
@@ -158,16 +136,18 @@ def reconstruct(config: ReconstructConfig) -> list[Report]:
         raise InputError(
             "files of different names", f"{sorted(_stem(p) for p in config.files)}", "rename one"
         )
-    for path, output in zip(config.files, outputs, strict=True):
-        if output.exists() and output.resolve() == path.resolve():
-            raise InputError("another folder than that of the data", f"{config.out}", "choose another --out")
+    # k-space of that name may lie there, even if of another format
+    if config.out.resolve() in {path.resolve().parent for path in config.files}:
+        raise InputError("another folder than that of the data", f"{config.out}", "choose another --out")
     method = _method(config)
-    reports = [
-        _reconstruct_file(config, path, output, method)
-        for path, output in zip(config.files, outputs, strict=True)
-    ]
-    write_json(config.out / "report.json", [asdict(report) for report in reports])
-    (config.out / "table.md").write_text(markdown_table(reports))
+    try:
+        reports = [
+            _reconstruct_file(config, path, output, method)
+            for path, output in zip(config.files, outputs, strict=True)
+        ]
+        write_reports(config.out, reports)
+    except OSError as error:
+        raise InputError("an output folder that can be written", str(error), "choose another --out") from None
     return reports
 
 
@@ -213,30 +193,32 @@ def _method(config: ReconstructConfig) -> _Method:
 
 def _reconstruct_file(config: ReconstructConfig, path: Path, output: Path, method: _Method) -> Report:
     maps = method.maps if config.maps is None else config.maps
-    results, images = [], output.with_suffix(".h5")
+    results: list[dict[str, float]] = []
     with ExitStack() as stack:
         file = stack.enter_context(open_kspace(path, config.header))
         given = stack.enter_context(open_kspace(maps)) if isinstance(maps, Path) else None
         if given is not None and len(given) not in (1, len(file)):
-            raise InputError(f"maps for 1 or {len(file)} slices", f"{len(given)}", "pass those of this scan")
+            expected, found = f"maps for 1 or {len(file)} slices, as in {path.name}", f"{len(given)}"
+            raise InputError(expected, f"{found} in {given.path.name}", "pass those of this scan")
         start = time.perf_counter()
-        slices = (_one(config, file, index, method.run, given or str(maps)) for index in range(len(file)))
+        slices = _slices(config, file, method.run, given or str(maps))
         first = next(slices)
-        height, width = first.image.shape
-        about = {"method": config.method, "acceleration": first.mask.acceleration, "source": path.name}
-        write = stack.enter_context(save_reconstruction(images, len(file), (height, width), about))
+        height, width = first[0].image.shape
+        about = {"method": config.method, "acceleration": first[0].mask.acceleration, "source": path.name}
+        write = stack.enter_context(save_reconstruction(output, len(file), (height, width), about))
         quiet = True if config.quiet else None
         bar = stack.enter_context(tqdm(total=len(file), desc=path.name, unit="slice", disable=quiet))
-        for result in chain([first], slices):
+        for result, figures in chain([first], slices):
             write(result.image)
-            quality = {} if result.target is None else scores(result.target, result.image)
-            results.append({"data_consistency": result.data_consistency, **quality})
+            results.append(figures)
             bar.update()
         seconds = (time.perf_counter() - start) / len(file)
-        spacing = None if file.header is None else file.header.spacing
+        spacing = _spacing(file)
     if config.png or config.nifti:
-        _pictures(config, images, spacing or (1.0, 1.0, 1.0))
-    mean = {name: sum(r[name] for r in results) / len(results) for name in results[0]}
+        _pictures(config, output, spacing)
+    # slices without a target, such as those that were undersampled before, have no scores
+    listed = {name: [r[name] for r in results if name in r] for r in results for name in r}
+    mean = {name: sum(values) / len(values) for name, values in listed.items()}
     return Report(
         file=path.name,
         method=config.method,
@@ -244,8 +226,8 @@ def _reconstruct_file(config: ReconstructConfig, path: Path, output: Path, metho
         slices=len(file),
         coils=file.shape[1],
         shape=(height, width),
-        acceleration=first.mask.acceleration,
-        retrospective=first.retrospective,
+        acceleration=first[0].mask.acceleration,
+        retrospective=first[0].retrospective,
         header=file.header is not None,
         data_consistency=mean["data_consistency"],
         nonunitarity=method.nonunitarity,
@@ -257,32 +239,50 @@ def _reconstruct_file(config: ReconstructConfig, path: Path, output: Path, metho
     )
 
 
-def _one(
-    config: ReconstructConfig, file: KSpaceFile, index: int, method: Reconstruct, maps: KSpaceFile | str
-) -> Reconstructed:
-    """Slice ``index`` of a file, with what the file says of it."""
-    if not isinstance(maps, str):
-        maps_here: Tensor | str = torch.from_numpy(maps[index if len(maps) > 1 else 0])
-    else:
-        maps_here = maps
-    mask, header, target = file.mask, file.header, file.target(index)
-    known = None
-    if mask is not None and not mask.all():
-        pattern = torch.from_numpy(mask)[None]
+def _slices(
+    config: ReconstructConfig, file: KSpaceFile, method: Reconstruct, maps: KSpaceFile | str
+) -> Iterator[tuple[Reconstructed, dict[str, float]]]:
+    """Slice after slice of a file, with what the file says of it; errors name both."""
+    header, size, padding, known = file.header, None, None, None
+    if header is not None:
+        size = (header.recon[0], header.recon[1])
+        padding = (max(header.padding[0], 0), min(header.padding[1], file.shape[3]))
+    if file.mask is not None and not file.mask.all():
+        pattern = torch.from_numpy(file.mask)[None]
         known = Mask(pattern, (file.shape[2], find_acs(pattern)[1]))
-    return reconstruct_slice(
-        torch.from_numpy(file[index]),
-        method,
-        sampling=config.sampling,
-        seed=volume_seed(file.path),
-        maps=maps_here,
-        mask=known,
-        padding=None
-        if header is None
-        else (max(header.padding[0], 0), min(header.padding[1], file.shape[3])),
-        size=None if header is None else (header.recon[0], header.recon[1]),
-        target=None if target is None else torch.from_numpy(target),
-    )
+    # whatever the format, the name that fastMRI's file of this volume would have
+    seed = volume_seed(f"{_stem(file.path)}.h5")
+    for index in range(len(file)):
+        kspace, target = torch.from_numpy(file[index]), file.target(index)
+        here = maps if isinstance(maps, str) else torch.from_numpy(maps[index if len(maps) > 1 else 0])
+        try:
+            result = reconstruct_slice(
+                kspace,
+                method,
+                sampling=config.sampling,
+                seed=seed,
+                maps=here,
+                mask=known,
+                padding=padding,
+                size=size,
+                target=None if target is None else torch.from_numpy(target),
+            )
+            quality = {} if result.target is None else scores(result.target, result.image)
+        except InputError as error:
+            expected, found, remedy = error.args
+            raise InputError(expected, f"{found} (slice {index} of {file.path.name})", remedy) from error
+        yield result, {"data_consistency": result.data_consistency, **quality}
+
+
+def _spacing(file: KSpaceFile) -> tuple[float, float, float]:
+    """Size of a voxel in mm, 1 where it is not known."""
+    header = file.header
+    if header is None or header.field_of_view is None:
+        return 1.0, 1.0, 1.0
+    # images are never interpolated to a finer matrix than was measured
+    points = (min(header.recon[0], file.shape[2]), min(header.recon[1], file.shape[3]), header.recon[2])
+    x, y, z = (length / n for length, n in zip(header.field_of_view, points, strict=True))
+    return x, y, z
 
 
 def _pictures(config: ReconstructConfig, path: Path, spacing: tuple[float, float, float]) -> None:
@@ -317,7 +317,8 @@ def reconstruct_slice(
         sampling, seed: the mask for fully sampled k-space.
         maps: (C, H, W), or how to estimate them from the centre of the masked k-space.
         mask: of k-space that is undersampled, if known.
-        padding: (left, right), the columns that were measured.
+        padding: (left, right), the columns that were measured; of fully sampled k-space, those of zeros at
+            the edges are left out in any case.
         size: to crop the image to.
         target: to compare with; by default the root sum of squares of fully sampled k-space.
 
@@ -325,11 +326,14 @@ def reconstruct_slice(
         InputError: maps, mask and k-space that do not fit together, or no centre to calibrate with.
     """
     found = mask_from_kspace(kspace) if mask is None else mask
-    whole = mask is None and _is_whole(found.pattern)
+    columns = measured_columns(found) if mask is None else None
+    whole = columns is not None
     shape = (kspace.shape[-2], kspace.shape[-1])
     if whole and sampling is not None:
         found = draw_mask(sampling, shape, seed)
-    y = apply_mask(kspace, found, padding)
+    for edges in (columns, padding):
+        found = within(found, edges or (0, shape[1]))
+    y = apply_mask(kspace, found)
     if isinstance(maps, str):
         maps = estimate_maps(y, found.acs, maps)
     elif maps.shape != kspace.shape:
@@ -344,7 +348,7 @@ def reconstruct_slice(
     A = encoding(maps, found.pattern)
     # a method of magnitudes has no phase: it is lent that of the zero-filled image
     complete = x if x.is_complex() else x * torch.exp(1j * A.H(y).angle())
-    consistency = float((apply_mask(A(complete), found, padding) - y).norm() / y.norm().clamp_min(1e-30))
+    consistency = float((A(complete) - y).norm() / y.norm().clamp_min(1e-30))
     size = shape if size is None else (min(size[0], shape[0]), min(size[1], shape[1]))
     if whole and target is None:
         target = root_sum_of_squares(FourierTransform(tuple(kspace.shape), inverse=True)(kspace))
@@ -354,42 +358,6 @@ def reconstruct_slice(
     return Reconstructed(center_crop(x.abs(), size), found, whole, consistency, target if whole else None)
 
 
-def _is_whole(pattern: Tensor) -> bool:
-    """All points, or all columns but zero-padded edges."""
-    if pattern.shape[0] > 1:
-        return bool(pattern.all())
-    kept = pattern[0].nonzero().squeeze(1)
-    return len(kept) == int(kept[-1] - kept[0]) + 1 and 2 * len(kept) > pattern.shape[1]
-
-
 def _stem(path: Path) -> str:
     """The name of the output: that of the input without its ending."""
     return path.name.removesuffix(path.suffix)
-
-
-def markdown_table(reports: Sequence[Report]) -> str:
-    """One row for each file."""
-    lines = [
-        "| file | method | slices | coils | acceleration | NMSE | PSNR | SSIM | ‖Ax − y‖/‖y‖ | s/slice |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for r in reports:
-        cells = ("", "", "")
-        if r.nmse is not None and r.psnr is not None and r.ssim is not None:
-            cells = (f"{r.nmse:.4f}", f"{r.psnr:.2f}", f"{r.ssim:.3f}")
-        lines.append(
-            f"| {r.file} | {r.method} | {r.slices} | {r.coils} | {r.acceleration:.2f} | {' | '.join(cells)} "
-            f"| {r.data_consistency:.3f} | {r.seconds:.2f} |"
-        )
-    lines.append("")
-    first = reports[0]
-    if first.nonunitarity is not None:
-        lines.append(
-            f"Learned transforms: departure from the Fourier transform {first.departure:.3f}, "
-            f"‖WᴴW − I‖/√n {first.nonunitarity:.3f}.  "
-        )
-    if any(r.retrospective for r in reports):
-        lines.append("Fully sampled k-space was undersampled here; scores are means over slices.  ")
-    if not all(r.header for r in reports):
-        lines.append("No header: the whole field of view is kept, and every column counts as measured.  ")
-    return "\n".join([*lines, f"{NOTICE}."]) + "\n"

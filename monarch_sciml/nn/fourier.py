@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from monarch_sciml.kernels import monarch_dense
-from monarch_sciml.linalg import SeparableTransform, balanced_factors, centered_dft, fourier_factors
+from monarch_sciml.linalg import (
+    FactoredTransform,
+    SeparableTransform,
+    balanced_factors,
+    centered_dft,
+    fourier_factors,
+)
 
 __all__ = ["LearnedFourier"]
 
@@ -45,7 +51,7 @@ class LearnedFourier(nn.Module):
 
     def matrix(self, axis: str, size: int | None = None) -> Tensor:
         """W along axis "y" or "x" on ``size`` points, complex (size, size)."""
-        L, R = (torch.view_as_complex(getattr(self, f"{name}_{axis}").contiguous()) for name in "LR")
+        L, R = self._factors(axis)
         n = L.shape[0] * R.shape[0]
         p, q = balanced_factors(n)
         # columns (j2, j1) → (j1, j2): the stride permutation
@@ -58,9 +64,18 @@ class LearnedFourier(nn.Module):
         G = _embed(G - torch.eye(n).to(G), size) + torch.eye(size).to(G)
         return Fs.conj() @ G if self.inverse else G @ Fs
 
-    def operator(self, domain: tuple[int, ...]) -> SeparableTransform:
-        """The transform as a linear operator on (..., H, W), any size."""
+    def _factors(self, axis: str) -> tuple[Tensor, Tensor]:
+        L, R = (torch.view_as_complex(getattr(self, f"{name}_{axis}").contiguous()) for name in "LR")
+        return L, R
+
+    def operator(self, domain: tuple[int, ...]) -> SeparableTransform | FactoredTransform:
+        """The transform as a linear operator on (..., H, W), any size.
+
+        On its own grid it is applied by its factors when no gradients are recorded; otherwise as matrices.
+        """
         *planes, H, W = domain
+        if self.shape == (H, W) and not torch.is_grad_enabled():
+            return FactoredTransform(self._factors("y"), self._factors("x"), tuple(planes))
         return SeparableTransform(self.matrix("y", H), self.matrix("x", W), tuple(planes))
 
     def departure(self) -> Tensor:

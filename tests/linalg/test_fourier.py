@@ -3,7 +3,13 @@ import torch
 from laws import assert_adjoint, assert_linear, assert_unitary, relative_error
 
 from monarch_sciml import InputError
-from monarch_sciml.linalg import FourierTransform, SeparableTransform, centered_dft
+from monarch_sciml.linalg import (
+    FactoredTransform,
+    FourierTransform,
+    SeparableTransform,
+    centered_dft,
+    fourier_factors,
+)
 
 SIZES = [(8, 8), (7, 12), (1, 5), (13, 13), (16, 9)]
 
@@ -43,6 +49,23 @@ def test_separable_transform(shapes, planes):
     assert_linear(T)
     if not planes:
         assert relative_error(T.to_dense(torch.complex128), torch.kron(A, B)) < 1e-14
+
+
+@pytest.mark.parametrize("size", [(6, 12), (16, 20), (7, 9), (4, 13)])
+@pytest.mark.parametrize("planes", [(), (3,)])
+def test_factored_transform(size, planes):
+    H, W = size
+    exact = FactoredTransform(*(fourier_factors(n, n, -(n // 2), origin=n // 2) for n in size), planes)
+    x = torch.randn(2, *planes, H, W, dtype=torch.complex128)
+    assert relative_error(exact(x), FourierTransform((*planes, H, W))(x)) < 1e-13
+    random = [tuple(torch.randn_like(f) for f in fourier_factors(n, n, 0)) for n in size]
+    T = FactoredTransform(*random, planes)
+    assert T.domain == T.codomain == (*planes, H, W)
+    assert_adjoint(T)
+    assert_linear(T)
+    assert_adjoint(T.H)
+    one = torch.randn(size, dtype=torch.complex128)
+    assert torch.equal(T(one), T.plane(one))
 
 
 def test_products_of_operators_on_images_check_their_domains():

@@ -10,10 +10,21 @@ import numpy as np
 import pytest
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.mri.evaluation import EvaluateConfig, VolumeScores, evaluate, markdown_table
+from monarch_sciml.mri import evaluation
+from monarch_sciml.mri.evaluation import EvaluateConfig, VolumeScores
 from monarch_sciml.mri.metrics import center_crop, per_slice, scores
 
 SHAPE = (3, 16, 12)
+
+
+def evaluate(config: EvaluateConfig) -> list[VolumeScores]:
+    """Of the only prediction."""
+    (results,) = evaluation.evaluate(config).values()
+    return results
+
+
+def markdown_table(results: list[VolumeScores]) -> str:
+    return evaluation.markdown_table({"mine": results})
 
 
 def write(path: Path, key: str, volume: np.ndarray | None, **attributes) -> Path:
@@ -39,7 +50,7 @@ def folders(tmp_path: Path) -> EvaluateConfig:
         target = volume(i)
         write(tmp_path / "target" / name, "reconstruction_rss", target, acquisition=acquisition, **attributes)
         write(tmp_path / "mine" / name, "reconstruction", 0.9 * target + 0.05 * volume(i + 9), acceleration=8)
-    return EvaluateConfig(tmp_path / "target", tmp_path / "mine", tmp_path / "new" / "out")
+    return EvaluateConfig(tmp_path / "target", (tmp_path / "mine",), tmp_path / "new" / "out")
 
 
 def changed(config: EvaluateConfig, **changes) -> EvaluateConfig:
@@ -61,12 +72,12 @@ def test_scores_are_those_of_the_metrics(folders: EvaluateConfig) -> None:
 def test_files_that_are_written(folders: EvaluateConfig) -> None:
     assert folders.out is not None
     results = evaluate(folders)
-    assert sorted(os.listdir(folders.out)) == ["metrics.json", "table.md"]
+    assert sorted(os.listdir(folders.out)) == ["comparison.png", "metrics.json", "table.md"]
     assert (folders.out / "table.md").read_text() == markdown_table(results)
     saved = json.loads((folders.out / "metrics.json").read_text())
     assert saved["notice"] == "Research use only, not for clinical use."
-    assert [v["scores"] for v in saved["volumes"]] == [r.scores for r in results]
-    mean, error = saved["mean_and_error"]["psnr"]
+    assert [v["scores"] for v in saved["predictions"]["mine"]["volumes"]] == [r.scores for r in results]
+    mean, error = saved["predictions"]["mine"]["mean_and_error"]["psnr"]
     values = [r.scores["psnr"] for r in results]
     assert mean == pytest.approx(np.mean(values))
     assert error == pytest.approx(np.std(values, ddof=1) / 3**0.5)
@@ -79,14 +90,15 @@ def test_the_table() -> None:
         of_volume = {"nmse": value / 100, "psnr": 30 + value, "ssim": 0.9}
         return VolumeScores(name, acquisition, None, "t", (9, 9), (9, 9), of_volume, [of_volume] * 2)
 
-    results = [result("a.h5", "AXT2", 1), result("b.h5", "AXT2", 3), result("c.h5", None, 8)]
+    results = [result("a.h5", "AXT2", 1), result("b.h5", "AXT2", 3), result("c.h5", "AXT1", 8)]
     lines = markdown_table(results).splitlines()
-    assert lines[2:4] == [
-        "| all | 3 | 6 | 0.0400 ± 0.0208 | 34.00 ± 2.08 | 0.9000 ± 0.0000 |",
-        "| AXT2 | 2 | 4 | 0.0200 ± 0.0100 | 32.00 ± 1.00 | 0.9000 ± 0.0000 |",
+    assert lines[2:5] == [
+        "| mine | all | 3 | 6 | 0.0400 ± 0.0208 | 34.00 ± 2.08 | 0.9000 ± 0.0000 |",
+        "| mine | AXT1 | 1 | 2 | 0.0800 | 38.00 | 0.9000 |",
+        "| mine | AXT2 | 2 | 4 | 0.0200 ± 0.0100 | 32.00 ± 1.00 | 0.9000 ± 0.0000 |",
     ]
     assert lines[-1] == "Research use only, not for clinical use."
-    assert "| all | 1 | 2 | 0.0100 | 31.00 | 0.9000 |" in markdown_table(results[:1])
+    assert "| mine | all | 1 | 2 | 0.0100 | 31.00 | 0.9000 |" in markdown_table(results[:1])
     with pytest.raises(InputError, match="at least one volume"):
         markdown_table([])
 
@@ -106,7 +118,7 @@ def test_filters(folders: EvaluateConfig, changes, names) -> None:
 
 
 def test_predictions_of_what_is_not_asked_for_may_be_missing(folders: EvaluateConfig) -> None:
-    (folders.prediction / "file1.h5").unlink()
+    (folders.prediction[0] / "file1.h5").unlink()
     assert len(evaluate(changed(folders, acquisition="AXT2"))) == 2
     with pytest.raises(InputError, match=r"a prediction in .*mine for every target; found none for file1.h5"):
         evaluate(folders)
@@ -125,7 +137,7 @@ def test_filters_that_leave_nothing(folders: EvaluateConfig) -> None:
 @pytest.mark.parametrize("shape", [(3, 20, 19), (3, 16, 13), (3, 12, 12), (3, 20, 9)])
 def test_images_are_cropped_to_the_shorter_of_both(folders: EvaluateConfig, shape) -> None:
     prediction = volume(5, shape)
-    write(folders.prediction / "file1.h5", "reconstruction", prediction)
+    write(folders.prediction[0] / "file1.h5", "reconstruction", prediction)
     result = evaluate(changed(folders, acquisition="AXFLAIR"))[0]
     common = min(16, shape[1]), min(12, shape[2])
     assert (result.target_shape, result.shape) == ((16, 12), common)
@@ -146,15 +158,15 @@ def test_single_coil_targets_and_attributes_as_bytes(folders: EvaluateConfig) ->
 def test_numbers_json_does_not_know(folders: EvaluateConfig) -> None:
     target = volume(1)
     target[0] = 0
-    for path, key in ((folders.target, "reconstruction_rss"), (folders.prediction, "reconstruction")):
+    for path, key in ((folders.target, "reconstruction_rss"), (folders.prediction[0], "reconstruction")):
         write(path / "file1.h5", key, target)
     results = evaluate(folders)
     assert math.isinf(results[1].scores["psnr"])
     assert folders.out is not None
     text = (folders.out / "metrics.json").read_text()
     saved = json.loads(text, parse_constant=pytest.fail)
-    assert saved["volumes"][1]["scores"]["psnr"] is None
-    assert saved["volumes"][1]["slices"][0]["nmse"] is None
+    assert saved["predictions"]["mine"]["volumes"][1]["scores"]["psnr"] is None
+    assert saved["predictions"]["mine"]["volumes"][1]["slices"][0]["nmse"] is None
 
 
 # --------------------------------------------------------------------------------------------------- mistakes
@@ -171,22 +183,22 @@ def test_folders_that_are_none(folders: EvaluateConfig, tmp_path: Path) -> None:
     refused(
         changed(folders, target=tmp_path / "absent"), r"a directory of .h5 files; found nothing at .*absent"
     )
-    refused(changed(folders, prediction=folders.target / "file0.h5"), r"found the file .*file0.h5")
+    refused(changed(folders, prediction=(folders.target / "file0.h5",)), r"found the file .*file0.h5")
     (tmp_path / "empty").mkdir()
-    refused(changed(folders, prediction=tmp_path / "empty"), r".h5 files in .*empty; found none")
+    refused(changed(folders, prediction=(tmp_path / "empty",)), r".h5 files in .*empty; found none")
     refused(changed(folders, out=folders.target / "file0.h5" / "out"), "an output directory; found")
 
 
 def test_predictions_without_target(folders: EvaluateConfig) -> None:
     for i in range(3, 9):
-        write(folders.prediction / f"file{i}.h5", "reconstruction", volume(i))
+        write(folders.prediction[0] / f"file{i}.h5", "reconstruction", volume(i))
     message = r"a target in .*target for every prediction; found none for file3.h5, .*file6.h5 and 2 more"
     refused(folders, message)
 
 
 @pytest.mark.parametrize("which", ["target", "prediction"])
 def test_damaged_files(folders: EvaluateConfig, which: str) -> None:
-    path = getattr(folders, which) / "file1.h5"
+    path = {"target": folders.target, "prediction": folders.prediction[0]}[which] / "file1.h5"
     content = path.read_bytes()
     for damaged in (b"", b"garbage", content[: len(content) // 3], content[:-900]):
         path.write_bytes(damaged)
@@ -194,7 +206,7 @@ def test_damaged_files(folders: EvaluateConfig, which: str) -> None:
 
 
 def test_damage_found_while_reading(folders: EvaluateConfig) -> None:
-    path = folders.prediction / "file1.h5"
+    path = folders.prediction[0] / "file1.h5"
     with h5py.File(path, "w") as file:
         data = file.create_dataset("reconstruction", data=volume(0), chunks=SHAPE, fletcher32=True)
         file.flush()
@@ -222,7 +234,7 @@ def test_damage_found_while_reading(folders: EvaluateConfig) -> None:
     ],
 )
 def test_predictions_that_do_not_fit(folders: EvaluateConfig, data, message: str) -> None:
-    write(folders.prediction / "file1.h5", "reconstruction", data)
+    write(folders.prediction[0] / "file1.h5", "reconstruction", data)
     refused(folders, message)
 
 
@@ -235,3 +247,24 @@ def test_targets_that_do_not_fit(folders: EvaluateConfig) -> None:
     with h5py.File(path, "w") as file:
         file.create_group("reconstruction_rss")
     refused(folders, r"real reconstruction_rss .*in .*file1.h5; found a group")
+
+
+def test_several_predictions_side_by_side(folders: EvaluateConfig, tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / "other" / f"file{i}.h5", "reconstruction", 0.5 * volume(i))
+    both = changed(folders, prediction=(tmp_path / "mine", tmp_path / "other"))
+    results = evaluation.evaluate(both)
+    assert list(results) == ["mine", "other"]
+    assert results["mine"] == evaluate(folders)
+    assert results["other"][0].scores["nmse"] == pytest.approx(0.25)
+    table = evaluation.markdown_table(results).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:4]] == ["| mine", "| other"]
+    assert (folders.out / "comparison.png").stat().st_size > 10_000
+
+
+def test_predictions_of_one_name_are_refused(folders: EvaluateConfig) -> None:
+    folder = folders.prediction[0]
+    message = "prediction directories of different names"
+    for predictions in ((folder, folder), ()):
+        with pytest.raises(InputError, match=message):
+            evaluation.evaluate(changed(folders, prediction=predictions))

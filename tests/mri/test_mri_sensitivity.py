@@ -7,7 +7,7 @@ import torch
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform
 from monarch_sciml.mri.masks import MaskConfig, apply_mask, draw_mask
-from monarch_sciml.mri.phantoms import coil_maps, random_phantom
+from monarch_sciml.mri.phantoms import coil_maps, random_field, random_phantom
 from monarch_sciml.mri.sensitivity import calibration, espirit, low_resolution, root_sum_of_squares
 
 
@@ -70,13 +70,22 @@ def test_recovers_the_true_maps_of_clean_data(shape, seed):
     assert residual(found, k) < 0.04
 
 
-@pytest.mark.parametrize("columns", [4, 5, 7, 10, 11])
-def test_a_narrow_region_gives_useful_maps(columns):
+@pytest.fixture(scope="module")
+def rough():
+    """K-space of coils that vary faster than a birdcage's, as real ones do."""
+    shape, rng = (96, 128), np.random.default_rng(0)
+    image, maps = random_phantom(shape, 1, rng)[0], coil_maps(8, shape, rng)
+    for coil in maps:
+        coil *= np.exp(0.7 * (random_field(shape, (0.6, 2), rng) + 1j * random_field(shape, (0.6, 2), rng)))
+    k = FourierTransform(maps.shape)(torch.from_numpy(maps / np.linalg.norm(maps, axis=0) * image))
+    return (k + 0.007 * torch.from_numpy(rng.standard_normal((*k.shape, 2)) @ [1, 1j])).to(torch.complex64)
+
+
+@pytest.mark.parametrize("columns", [4, 5, 7, 9, 11])
+def test_a_narrow_region_gives_useful_maps(rough, columns):
     """Patches of more than half the region fill the space V, and the maps become holes."""
-    k = simulate((96, 128), 8, noise=0.005, seed=5)[2]
     acs = (96, columns)
-    assert residual(espirit(k, acs), k) < residual(espirit(k, (24, 24)), k) + 0.03
-    assert residual(espirit(k, acs), k) < residual(low_resolution(k, acs), k)
+    assert residual(espirit(rough, acs), rough) < 0.55 * residual(low_resolution(rough, acs), rough)
 
 
 @pytest.mark.parametrize("estimate", [espirit, low_resolution])
