@@ -43,7 +43,7 @@ demo-mri: .venv/installed
 	done
 	for model in msense varnet varnet-monarch; do \
 	  $(BIN)/monarch-sciml mri reconstruct --files data/demo_mri/test/*.h5 --out $(DEMO_MRI)/images/$$model \
-	    --method $$model --run $(DEMO_MRI)/$$model --png $(MASK) --threads $(THREADS) > $(DEMO_MRI)/$$model.log || exit 1; \
+	    --run $(DEMO_MRI)/$$model --png $(MASK) --threads $(THREADS) > $(DEMO_MRI)/$$model.log || exit 1; \
 	done
 	$(BIN)/monarch-sciml mri evaluate --target data/demo_mri/test --out $(DEMO_MRI)/evaluation --prediction \
 	  $(foreach m,zero-filled msense cg-sense l1-wavelet varnet varnet-monarch,$(DEMO_MRI)/images/$m)

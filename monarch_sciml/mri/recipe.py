@@ -51,7 +51,7 @@ class TrainConfig:
     """Directory for the run: configuration, checkpoint, metrics.csv, TensorBoard logs, exported model."""
     model: Kind = "varnet-monarch"
     """U-Net; mSENSE; an unrolled network with the FFT, or the same with a learned Monarch transform."""
-    sampling: MaskConfig = field(default_factory=lambda: MaskConfig(mask="poisson", center_fractions=(0.12,)))
+    sampling: MaskConfig = field(default_factory=MaskConfig)
     maps: Literal["espirit", "low-resolution", "learned"] = "espirit"
     """Coil maps, from the fully sampled centre alone; learned: refined by a network trained along."""
     n_train: int | None = None

@@ -71,8 +71,8 @@ class ReconstructConfig:
     """The files; BART's by either name."""
     out: Path
     """Folder for one HDF5 file with `reconstruction` for each, report.json and table.md."""
-    method: Method = "varnet-monarch"
-    """Classical: zero-filled, cg-sense, l1-wavelet, tv. Trained, with --run: the others."""
+    method: Method | None = None
+    """Classical: zero-filled, cg-sense, l1-wavelet, tv. The others are trained; given --run, its own."""
     run: Path | None = None
     """Directory of the training whose network is used."""
     sampling: MaskConfig = field(default_factory=MaskConfig)
@@ -97,8 +97,10 @@ class ReconstructConfig:
     def __post_init__(self) -> None:
         if not self.files:
             raise InputError("at least one k-space file", "none", "name the files")
-        if (self.method in KINDS) != (self.run is not None):
-            trained = self.method in KINDS
+        if self.method is None and self.run is None:
+            raise InputError("a --method, or the --run of a training", "neither", "try --method cg-sense")
+        trained = self.method is None or self.method in KINDS
+        if trained != (self.run is not None):
             raise InputError(
                 f"{'the directory of a training' if trained else 'no --run'} for the method {self.method}",
                 "none" if trained else f"{self.run}",
@@ -155,6 +157,7 @@ def reconstruct(config: ReconstructConfig) -> list[Report]:
 class _Method:
     """A method ready to run, and what is known of it."""
 
+    name: str
     run: Reconstruct
     maps: str = "espirit"
     nonunitarity: float | None = None
@@ -163,11 +166,12 @@ class _Method:
 
 def _method(config: ReconstructConfig) -> _Method:
     if config.run is None:
-        return _Method(METHODS[config.method])
+        name = str(config.method)
+        return _Method(name, METHODS[name])
     if not is_finished(config.run):
         raise InputError(f"a finished training in {config.run}", "no exported model", "check --run, or train")
     model, settings = load_model(config.run / "model")
-    if settings.kind != config.method:
+    if config.method not in (None, settings.kind):
         raise InputError(
             f"a {config.method} in {config.run}", f"a {settings.kind}", f"pass --method {settings.kind}"
         )
@@ -181,9 +185,10 @@ def _method(config: ReconstructConfig) -> _Method:
     maps = "espirit" if settings.maps == "espirit" else "low-resolution"
     transforms = learned_transforms(model)
     if not transforms:
-        return _Method(run, maps)
+        return _Method(settings.kind, run, maps)
     with torch.no_grad():
         return _Method(
+            settings.kind,
             run,
             maps,
             float(torch.stack([t.nonunitarity() for t in transforms]).mean()),
@@ -204,7 +209,7 @@ def _reconstruct_file(config: ReconstructConfig, path: Path, output: Path, metho
         slices = _slices(config, file, method.run, given or str(maps))
         first = next(slices)
         height, width = first[0].image.shape
-        about = {"method": config.method, "acceleration": first[0].mask.acceleration, "source": path.name}
+        about = {"method": method.name, "acceleration": first[0].mask.acceleration, "source": path.name}
         write = stack.enter_context(save_reconstruction(output, len(file), (height, width), about))
         quiet = True if config.quiet else None
         bar = stack.enter_context(tqdm(total=len(file), desc=path.name, unit="slice", disable=quiet))
@@ -221,7 +226,7 @@ def _reconstruct_file(config: ReconstructConfig, path: Path, output: Path, metho
     mean = {name: sum(values) / len(values) for name, values in listed.items()}
     return Report(
         file=path.name,
-        method=config.method,
+        method=method.name,
         format=file.format,
         slices=len(file),
         coils=file.shape[1],

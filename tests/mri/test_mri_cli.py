@@ -137,11 +137,14 @@ def test_maps_are_a_method_or_a_file(data, tmp_path, maps, capsys):
             "train --data {data} --out {tmp}/run --accelerations 4 8",
             "as many center_fractions as accelerations",
         ),
-        ("train --data {data} --out {tmp}/run --accelerations 1.2", "at least 1.5 for the mask poisson"),
+        (
+            "train --data {data} --out {tmp}/run --mask poisson --accelerations 1.2",
+            "at least 1.5 for the mask poisson",
+        ),
         ("train --data {data} --out {tmp}/run --device cuda", "a CUDA device; found none"),
         ("reconstruct --files {tmp}/none.h5 --out {tmp}/out --method tv", "nothing at {tmp}/none.h5"),
         ("reconstruct --files --out {tmp}/out --method tv", "at least one k-space file; found none"),
-        ("reconstruct --files {data}/sim_0000.h5 --out {tmp}/out", "pass --run DIR"),
+        ("reconstruct --files {data}/sim_0000.h5 --out {tmp}/out", "a --method, or the --run of a training"),
         (
             "reconstruct --files {data}/sim_0000.h5 --out {data} --method tv",
             "another folder than that of the data",

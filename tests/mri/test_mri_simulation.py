@@ -94,12 +94,15 @@ def test_frequencies_beyond_the_grid_are_not_measured(monkeypatch):
 
 @pytest.mark.parametrize("coils", [(1,), (2,), (5,)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_target_is_the_root_sum_of_squares_of_the_noisy_images(shape, coils):
+def test_the_target_is_the_root_sum_of_squares_of_the_images_without_noise(shape, coils):
     kspace, target, _ = simulate_volume(change(shape=shape, coils=coils), 1)
     assert (kspace.dtype, target.dtype) == (torch.complex64, torch.float32)
     assert kspace.shape == (2, *((coils[0],) if coils[0] > 1 else ()), *shape)
-    images = centred_ifft(kspace.numpy().astype(complex)).reshape(2, coils[0], *shape)
+    silent = simulate_volume(change(shape=shape, coils=coils, noise=SILENT), 1)
+    images = centred_ifft(silent.kspace.numpy().astype(complex)).reshape(2, coils[0], *shape)
     np.testing.assert_allclose(target, np.sqrt((np.abs(images) ** 2).sum(1)), rtol=1e-4, atol=1e-10)
+    assert torch.equal(target, silent.target)
+    assert not torch.equal(kspace, silent.kspace)
     assert 0.2e-4 < target.max() < 4e-4
 
 
