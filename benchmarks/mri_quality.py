@@ -56,18 +56,20 @@ class Case:
     seed: int = 0
     volumes: int | None = None
     epochs: int = 5
+    transform_rate: float = 3.0
 
     def __str__(self) -> str:
         rate = "-".join(f"{a:g}x" for a in self.accelerations)
         few = "" if self.volumes is None else f"-{self.volumes}volumes"
-        return f"{self.model}-{rate}{few}-{self.seed}"
+        speed = "" if self.transform_rate == 3 else f"-rate{self.transform_rate:g}"
+        return f"{self.model}-{rate}{few}-{self.epochs}epochs{speed}-{self.seed}"
 
 
 UNROLLED = [Case(model, seed=seed) for seed in SEEDS for model in ("varnet", "varnet-monarch")]
 LINEAR = [Case("msense", (rate,)) for rate in (2.0, 4.0, 8.0)]
-OTHERS = [Case("unet"), Case("modl", epochs=3), Case("modl-monarch", epochs=3)]
+OTHERS = [Case("unet"), Case("modl", epochs=2), Case("modl-monarch", epochs=2)]
 FEW = [
-    Case(model, (rate,), volumes=n, epochs=960 // (4 * n))
+    Case(model, (rate,), volumes=n, epochs=480 // (4 * n))
     for rate in (2.0, 4.0)
     for n in (1, 2, 3, 5)
     for model in ("msense", "unet")
@@ -85,6 +87,7 @@ def configuration(case: Case) -> TrainConfig:
         n_train=case.volumes,
         n_test=HELD_OUT,
         epochs=case.epochs,
+        transform_rate=case.transform_rate,
         seed=case.seed,
         threads=1,
         resume=True,
@@ -293,7 +296,7 @@ def main() -> None:
     volumes = simulate(DATA, SimulateConfig(volumes=92))
     held_out = tuple(volumes[-HELD_OUT:])
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(run, UNROLLED + LINEAR + OTHERS + FEW))
+        list(pool.map(run, UNROLLED + LINEAR + FEW + OTHERS))
         asked = questions(held_out) + [Question(case, case.accelerations[0], held_out) for case in FEW]
         scans = {path: questions((path,)) for path in options.kspace}
         every = asked + [q for group in scans.values() for q in group]

@@ -28,13 +28,13 @@ from monarch_sciml.mri.masks import (
     within,
 )
 from monarch_sciml.mri.metrics import center_crop, scores
-from monarch_sciml.mri.models import Kind, ModelConfig, departures
+from monarch_sciml.mri.models import Kind, ModelConfig, departures, learned_transforms
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
 from monarch_sciml.training import check_device, check_run, create_run, is_finished
 
 __all__ = ["Example", "TrainConfig", "train"]
 
-LEAST = dict.fromkeys(("seed", "penalty"), 0) | dict.fromkeys(
+LEAST = dict.fromkeys(("seed", "penalty", "transform_rate"), 0) | dict.fromkeys(
     ("cascades", "channels", "pools", "modes", "epochs", "batch", "n_train", "n_test", "threads"), 1
 )
 POISSON_DISCS = 32  # different ones in training: each takes a while to draw
@@ -84,6 +84,8 @@ class TrainConfig:
     """Slices per step; sizes and coil counts may differ."""
     learning_rate: float | None = None
     """Peak of a one-cycle schedule; 3e-3 for mSENSE, 1e-3 for the others by default."""
+    transform_rate: float = 3.0
+    """Learning rate of an unrolled network's learned transforms relative to the rest."""
     seed: int = 0
     """Seed of weights, order and masks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -213,6 +215,8 @@ def train(config: TrainConfig) -> Path:
         collate=list,
     )
     settings.save(run / "model", model)
+    training.close()
+    held_out.close()
     return run
 
 
@@ -307,9 +311,14 @@ def _held_out_scores(config: TrainConfig, maps: MapCache):
 
 def _optimiser(config: TrainConfig):
     def optimiser(model: nn.Module, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
-        adam = torch.optim.Adam(model.parameters(), lr=config.peak_rate)
+        transforms = {p for t in learned_transforms(model) for p in t.parameters()}
+        rest = [p for p in model.parameters() if p not in transforms]
+        apart = [p for p in model.parameters() if p in transforms]
+        rates = [config.peak_rate, config.peak_rate * (config.transform_rate if rest else 1)]
+        groups = [(p, rate) for p, rate in zip((rest, apart), rates, strict=True) if p]
+        adam = torch.optim.Adam([{"params": p, "lr": rate} for p, rate in groups])
         # of 10 steps or fewer, the tenth that warms up is empty, by which torch divides
         steps = max(11, config.epochs * steps_per_epoch)
-        return adam, OneCycleLR(adam, config.peak_rate, total_steps=steps, pct_start=0.1)
+        return adam, OneCycleLR(adam, [rate for _, rate in groups], total_steps=steps, pct_start=0.1)
 
     return optimiser

@@ -71,7 +71,7 @@ class LearnedFourier(nn.Module):
     def operator(self, domain: tuple[int, ...]) -> SeparableTransform | FactoredTransform:
         """The transform as a linear operator on (..., H, W), any size.
 
-        On its own grid it is applied by its factors, unless gradients are recorded: then matrices are as quick.
+        On its own grid by its factors, unless gradients are recorded: then matrices are as quick.
         """
         *planes, H, W = domain
         if self.shape == (H, W) and not torch.is_grad_enabled():
