@@ -354,3 +354,16 @@ def test_a_training_that_diverges_says_so(data, tmp_path):
     with pytest.raises(InputError, match=r"finite (loss|weights|.*prediction).*"):
         train(config(data, tmp_path / "run", learning_rate=1e30))
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("kind", ["varnet", "varnet-monarch", "modl-monarch", "msense"])
+def test_learned_transforms_of_a_network_have_a_rate_of_their_own(data, tmp_path, kind):
+    settings = config(data, tmp_path / "run", model=kind, learning_rate=1e-3, transform_rate=5)
+    model = ModelConfig(kind, (24, 20), cascades=2, channels=2, pools=1).build()
+    adam, _ = recipe._optimiser(settings)(model, 10)
+    found = {p: group["max_lr"] for group in adam.param_groups for p in group["params"]}
+    assert found.keys() == {*model.parameters()}
+    for name, parameter in model.named_parameters():
+        # in mSENSE there is no rest: --learning-rate is that of the transform
+        fast = "transform" in name and kind != "msense"
+        assert found[parameter] == pytest.approx(5e-3 if fast else 1e-3)
