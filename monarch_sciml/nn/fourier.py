@@ -27,9 +27,9 @@ class LearnedFourier(nn.Module):
 
     **Sizes.** The factors belong to the grid they were made for. There, ``W = G F`` with F the DFT and
     G = W Fᴴ what training made of k-space. On n′ points it is ``G′ F′``: F′ is the exact DFT of n′ points and
-    G′ is G on the central frequencies that both grids hold, the identity on those never trained. So every
-    size works, odd and prime too, and is exact at initialisation. Frequencies are counted in cycles per
-    field of view.
+    G′ is G resampled: each diagonal of G − I, along which frequency runs, is stretched by n′/n. That keeps
+    what is learned at a place in the field of view, and at a fraction of the highest frequency, where it was,
+    as a sampling density is. So every size works, odd and prime too, and is exact at initialisation.
 
     Args:
         shape: (H, W), the grid the factors belong to.
@@ -61,7 +61,7 @@ class LearnedFourier(nn.Module):
         F, Fs = (centered_dft(m).to(W) for m in (n, size))
         # Fᴴ of the inverse is F itself; both are symmetric, so that a conjugate is an adjoint
         G = F @ W if self.inverse else W @ F.conj()
-        G = _embed(G - torch.eye(n).to(G), size) + torch.eye(size).to(G)
+        G = _resample(G - torch.eye(n).to(G), size) + torch.eye(size).to(G)
         return Fs.conj() @ G if self.inverse else G @ Fs
 
     def _factors(self, axis: str) -> tuple[Tensor, Tensor]:
@@ -98,13 +98,19 @@ class LearnedFourier(nn.Module):
         return f"shape={self.shape}, inverse={self.inverse}, learned={isinstance(self.L_y, nn.Parameter)}"
 
 
-def _embed(G: Tensor, size: int) -> Tensor:
-    """The central frequencies of a k-space matrix on another grid: cropped, or padded with zeros."""
-    n = len(G)
-    if size <= n:
-        first = n // 2 - size // 2
-        return G[first : first + size, first : first + size]
-    first = size // 2 - n // 2
-    out = G.new_zeros(size, size)
-    out[first : first + n, first : first + n] = G
-    return out
+def _resample(D: Tensor, size: int) -> Tensor:
+    """A k-space matrix on another grid: D[k, k′] moves on its diagonal, k − k′ fixed, (k + k′)/2 stretched.
+
+    Linear interpolation along the diagonals; zero where they have no entry nearby.
+    """
+    n = len(D)
+    k = torch.arange(size, device=D.device) - size // 2
+    lag = k[:, None] - k
+    row = (k[:, None] + k).double() * (n / size / 2) + lag / 2 + n // 2
+    first, last = lag.clamp_min(0), n - 1 + lag.clamp_max(0)
+    nearest = torch.minimum(torch.maximum(row, first), last)
+    near = (first <= last) & ((row - nearest).abs() < 1)
+    below = torch.where(near, nearest, 0).floor().long()
+    above, weight = torch.minimum(below + 1, last).clamp_min(0), (nearest - below).to(D.real)
+    lower, upper = (D[r, (r - lag).clamp(0, n - 1)] for r in (below, above))
+    return torch.where(near, lower + weight * (upper - lower), 0)

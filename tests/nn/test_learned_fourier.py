@@ -4,7 +4,7 @@ from laws import assert_adjoint, assert_unitary, relative_error
 from torch import nn
 
 from monarch_sciml import LearnedFourier
-from monarch_sciml.linalg import FourierTransform
+from monarch_sciml.linalg import FourierTransform, centered_dft
 
 GRIDS = [(640, 368), (640, 372), (320, 320), (230, 180), (256, 340), (31, 37)]
 
@@ -55,30 +55,47 @@ def test_trained_transforms_have_exact_adjoints(size):
     assert_adjoint(transform.float().operator((3, *size)), dtype=torch.complex64, tol=1e-5)
 
 
+def of_kspace(transform, size):
+    """G = W Fᴴ along the first axis, what training made of k-space."""
+    W, F = transform.matrix("y", size).detach(), centered_dft(size)
+    return F @ W if transform.inverse else W @ F.conj()
+
+
+def acting_on_kspace(G, inverse):
+    """A transform of len(G) points with the given G; one dense block holds any matrix."""
+    n = len(G)
+    transform = exact((n, 2), inverse)
+    F = centered_dft(n)
+    with torch.no_grad():
+        transform.L_y.copy_(torch.view_as_real((F.conj() @ G if inverse else G @ F)[None]))
+        transform.R_y.copy_(torch.view_as_real(torch.ones(n, 1, 1, dtype=torch.complex128)))
+    return transform
+
+
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize(("n", "size"), [(8, 13), (9, 12), (8, 11)])
-def test_what_was_learned_acts_on_the_frequencies_both_grids_hold(n, size, inverse):
-    """On a finer grid, an image of the trained frequencies sees the trained transform and nothing else."""
-    transform = perturbed((n, n), inverse)
-    fine, coarse = transform.operator((size, size)), transform.operator((n, n))
-    low = slice(size // 2 - n // 2, size // 2 - n // 2 + n)
-    k = torch.zeros(size, size, dtype=torch.complex128)
-    k[low, low] = torch.randn(n, n, dtype=torch.complex128)
-    F, Fs = FourierTransform((n, n)), FourierTransform((size, size))
-    if inverse:
-        found, expected = Fs(fine(k))[low, low], F(coarse(k[low, low]))
-        rest = Fs(fine(k))
-    else:
-        found, expected = fine(Fs.H(k))[low, low], coarse(F.H(k[low, low]))
-        rest = fine(Fs.H(k))
-    assert relative_error(found, expected) < 1e-12
-    rest = rest.clone()
-    rest[low, low] = 0
-    assert rest.norm() < 1e-12
-    # and frequencies that it was never trained on pass as in the Fourier transform
-    k = torch.zeros(size, size, dtype=torch.complex128)
-    k[0, 0] = 1
-    assert relative_error(fine(k) if inverse else fine(Fs.H(k)), Fs.H(k) if inverse else k) < 1e-12
+@pytest.mark.parametrize(("n", "size"), [(13, 26), (13, 20), (17, 11), (7, 7)])
+def test_weights_of_frequencies_are_stretched_to_another_grid(n, size, inverse):
+    """A weight that is linear in k / n stays so: the same at the same fraction of the highest frequency."""
+    k, wide = (torch.arange(m, dtype=torch.float64) - m // 2 for m in (n, size))
+    transform = acting_on_kspace(torch.diag(1 + 0.5j + k / n).to(torch.complex128), inverse)
+    found = of_kspace(transform, size)
+    assert relative_error(found - torch.diag(found.diag()), torch.zeros_like(found)) < 1e-12
+    # beyond the outermost frequency of the smaller grid there is nothing to interpolate to
+    inner = (wide * n / size >= k[0]) & (wide * n / size <= k[-1])
+    assert relative_error(found.diag()[inner], (1 + 0.5j + wide / size)[inner].to(found)) < 1e-12
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("lag", [1, -3])
+def test_a_weight_of_places_keeps_its_place(lag, inverse):
+    """k − k′ = lag alone is the multiplication by a wave over the field of view; it is the same wave."""
+    n, size = 13, 22
+    G = torch.eye(n, dtype=torch.complex128) + 0.5j * torch.diag(torch.ones(n - abs(lag)), -lag)
+    found = of_kspace(acting_on_kspace(G, inverse), size)
+    expected = torch.eye(size, dtype=torch.complex128)
+    expected = expected + 0.5j * torch.diag(torch.ones(size - abs(lag)), -lag)
+    middle = slice(4, -4)  # where the diagonal has neighbours on both sides
+    assert relative_error(found[middle, middle], expected[middle, middle]) < 1e-12
 
 
 def test_departure_and_nonunitarity():
