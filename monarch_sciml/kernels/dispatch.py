@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import gemm, reference
+from monarch_sciml.kernels import gemm, native, reference
 
 __all__ = ["Backend", "check_factors", "monarch_multiply", "spectral_convolution"]
 
-Backend = Literal["auto", "gemm", "reference"]
-_PATHS = {"gemm": gemm, "reference": reference}
+Backend = Literal["auto", "native", "gemm", "reference"]
+_PATHS = {"gemm": gemm, "reference": reference, "native": native}
 
 
 def _path(backend: str):
     if backend not in _PATHS:
-        raise InputError("a backend among 'auto', 'gemm' and 'reference'", repr(backend), "pass one of them")
+        names = ", ".join(repr(name) for name in ("auto", *_PATHS))
+        raise InputError(f"a backend among {names}", repr(backend), "pass one of them")
     return _PATHS[backend]
 
 
@@ -62,6 +63,8 @@ def monarch_multiply(x: Tensor, L: Tensor, R: Tensor, *, backend: Backend = "aut
         raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "move that axis to the end")
     if backend == "auto":
         backend = "gemm" if L.ndim == R.ndim == 3 else "reference"
+    if backend == "native":
+        raise InputError("a backend for this product", "'native'", "use backend 'auto'")
     if backend == "gemm" and not L.ndim == R.ndim == 3:
         raise InputError("one matrix for backend 'gemm'", "batched factors", "use backend 'auto'")
     dtype, context = _precision(x, L, R)
@@ -75,15 +78,16 @@ def spectral_convolution(
     weight: Tensor,
     synthesis: Sequence[Tensor],
     *,
+    bias: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Transform along every axis, mix the channels of each mode, transform back: ``Re(V (w · (W x)))``.
+    """Transform every axis, mix the channels of each mode, transform back: ``Re(V (w · (W x))) + bias``.
 
     ``x`` real (B, C_in, n_1 … n_d); ``analysis[a]`` (2, m_a, n_a) and ``synthesis[a]`` (2, n′_a, m_a) are the
-    real and imaginary planes of W_a and V_a; ``weight`` (m_1 … m_d, C_in, C_out, 2); result real
-    (B, C_out, n′_1 … n′_d), in the promoted dtype. With W a truncated DFT and V its inverse this is the
-    convolution of a Fourier neural operator (Li et al., arXiv 2010.08895). Raises ``InputError`` when the
-    shapes do not fit.
+    real and imaginary planes of W_a and V_a; ``weight`` (m_1 … m_d, C_in, C_out, 2); ``bias`` (C_out,);
+    result real (B, C_out, n′_1 … n′_d), in the promoted dtype. With W a truncated DFT and V its inverse this
+    is the convolution of a Fourier neural operator (Li et al., arXiv 2010.08895). Raises ``InputError`` when
+    the shapes do not fit.
     """
     modes = [W.shape[-2] for W in analysis]
     if not (
@@ -98,8 +102,26 @@ def spectral_convolution(
             f"weight {tuple(weight.shape)}, synthesis {[tuple(V.shape) for V in synthesis]}",
             "give one pair of matrices per axis, with the modes of the weight",
         )
-    dtype, context = _precision(x, *analysis, weight, *synthesis)
+    operands = [x, *analysis, weight, *synthesis] + ([] if bias is None else [bias])
+    dtype, context = _precision(*operands)
+    if backend in ("auto", "native"):
+        fits = len(modes) == 2 and dtype == torch.float32 and all(t.device.type == "cpu" for t in operands)
+        if fits and native.available():
+            backend = "native"
+        elif backend == "native":
+            raise InputError(
+                "float32 on a CPU, two axes and a C++ compiler for backend 'native'",
+                f"{dtype} on {x.device}, {len(modes)} axes",
+                "use backend 'auto'",
+            )
+        else:
+            backend = "gemm"
     with context:
-        return _path("gemm" if backend == "auto" else backend).spectral_convolution(
-            x.to(dtype), [W.to(dtype) for W in analysis], weight.to(dtype), [V.to(dtype) for V in synthesis]
-        )
+        x, weight = x.to(dtype), weight.to(dtype)
+        analysis, synthesis = ([M.to(dtype) for M in matrices] for matrices in (analysis, synthesis))
+        if backend == "native":
+            return native.spectral_convolution(
+                x, analysis, weight, synthesis, None if bias is None else bias.to(dtype).contiguous()
+            )
+        y = _path(backend).spectral_convolution(x, analysis, weight, synthesis)
+        return y if bias is None else y + bias.to(dtype).view(-1, *[1] * len(modes))

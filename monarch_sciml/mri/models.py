@@ -1,7 +1,8 @@
 """Networks that reconstruct, and what the Monarch variant of each swaps.
 
 All of them are called alike: k-space (B, C, H, W), zero where nothing was sampled, the sampled pattern and
-the coil maps go in; images (B, H, W) come out. The zero-filled image gives the scale of the data.
+the coil maps go in; images (B, H, W) come out. The zero-filled image gives the scale of the data. Where no
+coil is sensitive nothing was measured and the image is zero, as that of any SENSE method.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ Kind = Literal["unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monar
 KINDS: tuple[Kind, ...] = ("unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monarch")
 
 
+def support(maps: Tensor) -> Tensor:
+    """Where any coil is sensitive: maps (..., C, H, W) → boolean (..., H, W)."""
+    return (maps != 0).any(-3)
+
+
 class UNetReconstruction(nn.Module):
     """The baseline without physics: U-Net of the zero-filled magnitude image (Zbontar et al., 1811.08839).
 
@@ -55,7 +61,7 @@ class UNetReconstruction(nn.Module):
         mean, deviation = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True)
         deviation = deviation.clamp_min(1e-30)
         out = self.net(((image - mean) / deviation).clamp(-6, 6).unsqueeze(1)).squeeze(1)
-        return (out * deviation + mean).clamp_min(0)
+        return (out * deviation + mean).clamp_min(0) * support(maps)
 
 
 class MSense(nn.Module):
@@ -105,8 +111,9 @@ class VarNet(nn.Module):
         x = B[0](kspace)
         scale = normalise(x)
         x, y = x / scale, kspace / scale.unsqueeze(-3)
+        seen = support(maps)
         for t, refine in enumerate(self.refinements):
-            x = x - self.steps[t] * B[t % len(B)](A(x) - y) + refine(x)
+            x = x - self.steps[t] * B[t % len(B)](A(x) - y) + refine(x) * seen
         return x * scale
 
 
@@ -136,10 +143,10 @@ class MoDL(nn.Module):
         fourier = None if self.transform is None else self.transform.operator(tuple(maps.shape[-3:]))
         A = encoding(maps, pattern, fourier)
         b = A.H(kspace / scale.unsqueeze(-3))
-        damping = self.log_damping.exp()
+        damping, seen = self.log_damping.exp(), support(maps)
         x = b
         for _ in range(self.cascades):
-            z = x + self.refinement(x)
+            z = x + self.refinement(x) * seen
             x = conjugate_gradients(A, b + damping * z, z, damping=damping, iterations=self.iterations)
         return x * scale
 

@@ -190,8 +190,8 @@ class MonarchSpectralConv(nn.Module):
             t.adjoint(n)[..., used]
             for t, n, used in zip(self._transforms(self.synthesis), sizes, self._used, strict=True)
         ]
-        y = spectral_convolution(x, analysis, self.weight[tuple(self._used)], synthesis)
-        return y if self.bias is None else y + self.bias
+        bias = None if self.bias is None else self.bias.flatten()
+        return spectral_convolution(x, analysis, self.weight[tuple(self._used)], synthesis, bias=bias)
 
     def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
         """``x`` on the output grid of ``forward``, by trigonometric interpolation: exact if band-limited."""

@@ -1,0 +1,160 @@
+"""The spectral convolution of two axes in C++: forward and backward as operators that torch knows."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.kernels import gemm
+from monarch_sciml.kernels.native.build import library
+
+__all__ = ["spectral_convolution"]
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_ssize_t) for n in "B Ci Co H W mh mw oH oW threads".split()]
+
+
+def _sizes(x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> _Sizes:
+    B, Ci, H, W = x.shape
+    mh, mw, _, Co, _ = weight.shape
+    return _Sizes(B, Ci, Co, H, W, mh, mw, Es.shape[1], Ws.shape[0], torch.get_num_threads())
+
+
+def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(None if t is None or t.numel() == 0 else t.data_ptr()) for t in tensors]
+
+
+def _lanes(C: int) -> int:
+    lib = library()
+    n = lib.lanes() if lib else 16
+    return -(-C // n) * n
+
+
+def _workspace(x: Tensor, weight: Tensor, Es: Tensor, strips: bool) -> list[Tensor]:
+    """Modes before and after mixing, and the image with one axis transformed, of input and output."""
+    B, Ci, H, _ = x.shape
+    mh, mw, _, Co, _ = weight.shape
+    modes = [x.new_empty(mh * mw * B * 2 * _lanes(C)) for C in (Ci, Co)]
+    return modes + [x.new_empty(B * _lanes(C) * n * 2 * mw * strips) for C, n in ((Ci, H), (Co, Es.shape[1]))]
+
+
+@torch.library.custom_op("monarch_sciml::spectral", mutates_args=(), device_types="cpu")
+def _spectral(
+    x: Tensor,
+    Wa: Tensor,
+    Ea: Tensor,
+    weight: Tensor,
+    Es: Tensor,
+    Ws: Tensor,
+    bias: Tensor | None,
+    strips: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    s = _sizes(x, Wa, Ea, weight, Es, Ws)
+    y = x.new_empty(s.B, s.Co, s.oH, s.oW)
+    Z, Y, T, U = _workspace(x, weight, Es, strips)
+    lib = library()
+    assert lib is not None
+    lib.spectral_forward(ctypes.byref(s), *_pointers(x, Wa, Ea, weight, Es, Ws, bias, y, T, U, Z, Y))
+    return y, Z, Y, T, U
+
+
+@_spectral.register_fake
+def _(x, Wa, Ea, weight, Es, Ws, bias, strips):
+    y = x.new_empty(x.shape[0], weight.shape[3], Es.shape[1], Ws.shape[0])
+    return y, *_workspace(x, weight, Es, strips)
+
+
+@torch.library.custom_op("monarch_sciml::spectral_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    Wa: Tensor,
+    Ea: Tensor,
+    weight: Tensor,
+    Es: Tensor,
+    Ws: Tensor,
+    Z: Tensor,
+    Y: Tensor,
+    T: Tensor,
+    U: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    s = _sizes(x, Wa, Ea, weight, Es, Ws)
+    grads = _gradients(x, Wa, Ea, weight, Es, Ws, needs)
+    scratch = torch.empty_like(Z), torch.empty_like(Y)
+    lib = library()
+    assert lib is not None
+    operands = (grad, x, Wa, Ea, weight, Es, Ws, T, U, Z, Y, *scratch, *grads)
+    lib.spectral_backward(ctypes.byref(s), *_pointers(*operands))
+    return grads
+
+
+@_backward.register_fake
+def _(grad, x, Wa, Ea, weight, Es, Ws, Z, Y, T, U, needs):
+    return _gradients(x, Wa, Ea, weight, Es, Ws, needs)
+
+
+def _gradients(
+    x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor, needs: list[bool]
+) -> list[Tensor]:
+    """Memory for the gradients, empty where none is needed; what is summed up starts from zero."""
+    bias = x.new_empty(weight.shape[3])
+    new = [torch.empty_like if t is x or t is weight else torch.zeros_like for t in (x, Wa, Ea, weight)]
+    tensors = (x, Wa, Ea, weight, Es, Ws, bias)
+    new += [torch.zeros_like] * 3
+    return [make(t) if need else t.new_empty(0) for make, t, need in zip(new, tensors, needs, strict=True)]
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    *tensors, bias, _ = inputs
+    ctx.save_for_backward(*tensors, bias, *output[1:])
+
+
+def _differentiate(ctx: Any, grad: Tensor, *unused: Tensor):
+    *tensors, bias, Z, Y, T, U = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:7])
+    if torch.is_grad_enabled():  # somebody differentiates twice: through the path made of torch's operations
+        inputs = [t for t, need in zip((*tensors, bias), needs, strict=True) if need]
+        again = iter(torch.autograd.grad(_plain(*tensors, bias), inputs, grad, create_graph=True))
+        return *(next(again) if need else None for need in needs), None
+    # the matrices of both directions are differentiated together
+    matrices = [any(needs[i] for i in (1, 2, 4, 5)) if i in (1, 2, 4, 5) else n for i, n in enumerate(needs)]
+    grads = torch.ops.monarch_sciml.spectral_backward(grad.contiguous(), *tensors, Z, Y, T, U, matrices)
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
+
+
+_spectral.register_autograd(_differentiate, setup_context=_save)
+
+
+def _plain(x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor, bias: Tensor | None):
+    y = gemm.spectral_convolution(x, [Ea, Wa], weight, [Es, Ws.transpose(0, 1) * _SIGNS[:, None, None]])
+    return y if bias is None else y + bias[:, None, None]
+
+
+_SIGNS = torch.tensor([1.0, -1.0])
+
+
+def spectral_convolution(
+    x: Tensor,
+    analysis: Sequence[Tensor],
+    weight: Tensor,
+    synthesis: Sequence[Tensor],
+    bias: Tensor | None = None,
+) -> Tensor:
+    """``y = Re(V (w · (W x))) + bias`` on two axes, float32 on a CPU.
+
+    See ``reference.spectral_convolution`` for formula and shapes; ``bias`` (C_out,). The input is read once,
+    and of what lies between, kept for the backward pass are the modes and the image with one axis
+    transformed, none of it if no transform is differentiated.
+    """
+    (Ea, Wa), (Es, V) = analysis, synthesis
+    # the real part of a product: [Vr, −Vi] in one matrix
+    Ws = (V * _SIGNS[:, None, None]).transpose(0, 1)
+    inputs = [t.contiguous() for t in (x, Wa, Ea, weight, Es, Ws)]
+    strips = torch.is_grad_enabled() and any(t.requires_grad for t in (Wa, Ea, Es, V))
+    return torch.ops.monarch_sciml.spectral(*inputs, bias, strips)[0]

@@ -1,0 +1,147 @@
+// Register-tiled matrix products on vectors of the machine's width, for operands that are already in cache.
+//
+// Everything in this folder is a product C = A X in which X and C are rows of vectors ("lanes" innermost) and
+// the entries of A are broadcast, so that nothing has to be packed and no size has to divide another.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 6, VECTORS = 4;
+#elif defined(__ARM_NEON)
+constexpr int LANES = 4, ROWS = 6, VECTORS = 4;
+#else
+constexpr int LANES = 8, ROWS = 6, VECTORS = 2;
+#endif
+
+typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(alignof(float)), may_alias));
+typedef ptrdiff_t size;
+
+static inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+static inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+static inline size padded(size n) { return (n + LANES - 1) / LANES * LANES; }
+
+// One operand of a product, read at data + row·i + inner·k + outer·q for the sum over k and q.
+struct Broadcast {
+    const float* data;
+    size row, inner, outer;
+};
+struct Vectors {
+    const float* data;
+    size vector, inner, outer;
+};
+
+// C[i, v] (+)= Σ_q Σ_k A[i, k, q] X[k, q, v] for R rows and V vectors held in registers.
+template <int R, int V>
+static inline void tile(size K, size Q, Broadcast A, Vectors X, float* const* c, size cv, bool add) {
+    vec acc[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) acc[r][v] = add ? load(c[r] + v * cv) : vec{};
+    for (size q = 0; q < Q; q++) {
+        const float *a = A.data + q * A.outer, *x = X.data + q * X.outer;
+        for (size k = 0; k < K; k++, a += A.inner, x += X.inner) {
+            vec b[V];
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) b[v] = load(x + v * X.vector);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const vec s = a[r * A.row] - vec{};
+#pragma GCC unroll 8
+                for (int v = 0; v < V; v++) acc[r][v] += s * b[v];
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) store(c[r] + v * cv, acc[r][v]);
+}
+
+template <int R>
+static inline void tiles(int V, size K, size Q, Broadcast A, Vectors X, float* const* c, size cv, bool add) {
+    switch (V) {
+        case 1: return tile<R, 1>(K, Q, A, X, c, cv, add);
+        case 2: return tile<R, 2>(K, Q, A, X, c, cv, add);
+#if !defined(__AVX2__) || defined(__AVX512F__)
+        case 3: return tile<R, 3>(K, Q, A, X, c, cv, add);
+        case 4: return tile<R, 4>(K, Q, A, X, c, cv, add);
+#endif
+    }
+}
+
+// C (I × J vectors) (+)= A X, K·Q terms. Row i of C starts at C + row(i), its vectors are cv apart.
+template <class Row>
+static void multiply(
+    size I, size K, size Q, size J, Broadcast A, Vectors X, float* C, Row row, size cv, bool add = false) {
+    for (size v = 0; v < J; v += VECTORS) {
+        const int V = static_cast<int>(J - v < VECTORS ? J - v : VECTORS);
+        const Vectors x{X.data + v * X.vector, X.vector, X.inner, X.outer};
+        for (size i = 0; i < I; i += ROWS) {
+            const int R = static_cast<int>(I - i < ROWS ? I - i : ROWS);
+            const Broadcast a{A.data + i * A.row, A.row, A.inner, A.outer};
+            float* c[ROWS];
+            for (int r = 0; r < R; r++) c[r] = C + row(i + r) + v * cv;
+            switch (R) {
+                case 1: tiles<1>(V, K, Q, a, x, c, cv, add); break;
+                case 2: tiles<2>(V, K, Q, a, x, c, cv, add); break;
+                case 3: tiles<3>(V, K, Q, a, x, c, cv, add); break;
+                case 4: tiles<4>(V, K, Q, a, x, c, cv, add); break;
+                case 5: tiles<5>(V, K, Q, a, x, c, cv, add); break;
+                case 6: tiles<6>(V, K, Q, a, x, c, cv, add); break;
+            }
+        }
+    }
+}
+
+// Transpose LANES vectors in registers: log₂ LANES rounds of exchanging blocks between pairs of rows.
+template <int D, size_t... J>
+static inline void swap_blocks(vec& a, vec& b, std::index_sequence<J...>) {
+    const vec low = __builtin_shufflevector(a, b, ((J & D) ? LANES + J - D : J)...);
+    b = __builtin_shufflevector(a, b, ((J & D) ? LANES + J : J + D)...);
+    a = low;
+}
+
+template <int D>
+static inline void exchange(vec* t) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        if (!(i & D)) swap_blocks<D>(t[i], t[i + D], std::make_index_sequence<LANES>());
+    if constexpr (D > 1) exchange<D / 2>(t);
+}
+
+// out[j·os + i] = in[i·is + j] for i < rows, j < columns, at most LANES each; out is filled up with zeros.
+static inline void transpose(const float* in, size is, size rows, size columns, float* out, size os) {
+    vec t[LANES];
+    if (rows == LANES && columns == LANES) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) t[i] = load(in + i * is);
+    } else {
+        for (int i = 0; i < LANES; i++) {
+            t[i] = vec{};
+            if (i < rows) memcpy(&t[i], in + i * is, columns * sizeof(float));
+        }
+    }
+    exchange<LANES / 2>(t);
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; j++)
+        if (j < columns) store(out + j * os, t[j]);
+}
+
+// The way back: out[i·os + j] = in[j·is + i] + offset[i]; nothing is written outside of rows × columns.
+static inline void untranspose(
+    const float* in, size is, vec offset, size rows, size columns, float* out, size os) {
+    vec t[LANES];
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; j++) t[j] = j < columns ? load(in + j * is) + offset : vec{};
+    exchange<LANES / 2>(t);
+    if (rows == LANES && columns == LANES) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) store(out + i * os, t[i]);
+    } else {
+        for (int i = 0; i < rows; i++) memcpy(out + i * os, &t[i], columns * sizeof(float));
+    }
+}
