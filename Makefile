@@ -7,7 +7,7 @@ MASK = --mask poisson --accelerations 4 --center-fractions 0.12
 THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo demo-mri test quality quality-mri clean
+.PHONY: install demo demo-mri test quality quality-mri bench gpu-suite clean
 
 install: .venv/installed
 
@@ -55,6 +55,14 @@ quality: .venv/installed
 # the same for MRI: nine methods, three seeds, few-shot; --kspace adds scans of one's own; two to three hours
 quality-mri: .venv/installed
 	$(BIN)/python benchmarks/mri_quality.py --workers $(THREADS)
+
+# timings beside the peers', each with the error of its output
+bench: .venv/installed
+	$(BIN)/monarch-sciml bench --threads $(THREADS)
+
+# tests and timings of a CUDA device; at most eight minutes
+gpu-suite: .venv/installed-dev
+	$(BIN)/python benchmarks/gpu_suite.py
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

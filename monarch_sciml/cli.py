@@ -1,5 +1,5 @@
 """The command line: ``monarch-sciml pde generate | train | evaluate``, ``monarch-sciml mri simulate | train |
-reconstruct | evaluate`` and ``monarch-sciml info``.
+reconstruct | evaluate``, ``monarch-sciml bench`` and ``monarch-sciml info``.
 
 Each command is a frozen dataclass; tyro makes options and ``--help`` from its fields. What is imported here
 is light enough that ``--help`` answers at once.
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from monarch_sciml.benchmark import BenchConfig, bench
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri import evaluation as mri_evaluation
 from monarch_sciml.mri import recipe as mri_recipe
@@ -83,6 +84,7 @@ class Info:
 Command = (
     Annotated[Pde, tyro.conf.subcommand("pde")]
     | Annotated[Mri, tyro.conf.subcommand("mri")]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -100,10 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _parse(arguments: Sequence[str] | None) -> Pde | Mri | Info:
+def _parse(arguments: Sequence[str] | None) -> Pde | Mri | BenchConfig | Info:
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 
-    def parse() -> Pde | Mri | Info:
+    def parse() -> Pde | Mri | BenchConfig | Info:
         return tyro.cli(Command, prog="monarch-sciml", args=arguments, config=style)
 
     try:
@@ -140,6 +142,11 @@ def _run(command: Any) -> None:
             print("\n".join(str(path) for path in sorted(command.out.iterdir())))
         case mri_evaluation.EvaluateConfig():
             print(mri_evaluation.markdown_table(mri_evaluation.evaluate(command)))
+        case BenchConfig():
+            if rows := bench(command).differing:
+                cells = ", ".join(f"{row.method} in {row.case}" for row in rows)
+                print(f"monarch-sciml: outputs differ: {cells}", file=sys.stderr)
+                raise SystemExit(1)
         case Info():
             from monarch_sciml.training.run import environment
 

@@ -16,6 +16,7 @@ import torch
 from waves import save_waves
 
 from monarch_sciml import __version__
+from monarch_sciml.benchmark import BenchConfig
 from monarch_sciml.cli import Generate, main
 from monarch_sciml.pde import EvaluateConfig, GenerateConfig, TrainConfig
 
@@ -24,6 +25,7 @@ COMMANDS = {
     ("pde", "generate"): [Generate, GenerateConfig],
     ("pde", "train"): [TrainConfig],
     ("pde", "evaluate"): [EvaluateConfig],
+    ("bench",): [BenchConfig],
 }
 
 
@@ -64,12 +66,11 @@ def test_help(command, capsys):
     assert out.startswith("usage: monarch-sciml")
     for config in COMMANDS.get(command, []):
         for option in dataclasses.fields(config):
-            if not dataclasses.is_dataclass(option.type):
+            if not dataclasses.is_dataclass(option.type) and option.name != "topic":  # which has no name
                 name = option.name.replace("_", "-")
                 assert re.search(rf"--(no-)?{name} ", out), name
     if not command:
-        assert "pde" in out
-        assert "info" in out
+        assert all(name in out for name in ("pde", "mri", "bench", "info"))
     if command == ("pde",):
         assert all(name in out for name in ("generate", "train", "evaluate"))
 
@@ -163,6 +164,10 @@ def test_progress_bars_are_for_terminals(tmp_path, monkeypatch, capsys):
         ("pde generate --out {tmp}/flow.h5 --samples 0", "samples, batch and resolution ≥ 1"),
         ("pde generate --out {tmp}/flow.mat", "a file name ending in .h5"),
         ("pde generate --out {tmp}/flow.h5 --device cuda", "a CUDA device; found none"),
+        ("bench --device cuda", "a CUDA device; found none"),
+        ("bench --repeats 1", "at least 2 repeats; found 1"),
+        ("bench --threads 0", "at least 1 thread; found 0"),
+        ("bench --json {tmp}/none/bench.json", "a file in an existing directory"),
     ],
 )
 def test_mistakes_end_in_one_line(data, tmp_path, monkeypatch, refusal, arguments, match):
@@ -187,6 +192,7 @@ def test_existing_run_ends_in_one_line(data, tmp_path, refusal, capsys):
         ("pde train --out b", "--data"),
         ("pde train --data a --out b --model unet", "unet"),
         ("pde fly", "fly"),
+        ("bench cooking", "cooking"),
         ("", "info"),
     ],
 )

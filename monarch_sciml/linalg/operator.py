@@ -45,6 +45,11 @@ class LinearOperator(ABC):
     def H(self) -> LinearOperator:
         """The adjoint: ⟨A x, y⟩ = ⟨x, A.H y⟩ for all x, y."""
 
+    @property
+    def gram(self) -> LinearOperator:
+        """``AᴴA``, which an operator may know a shorter way to."""
+        return self.H @ self
+
     @overload
     def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
     @overload

@@ -101,15 +101,87 @@ class Sampling(LinearOperator):
         return self
 
 
+class _Encoding(LinearOperator):
+    """``A = Sampling @ F @ Sensitivity`` with the centred orthonormal FFT."""
+
+    def __init__(self, maps: Tensor, pattern: Tensor):
+        self.S = Sensitivity(maps)
+        self.P = Sampling(pattern, self.S.codomain)
+        self.A = self.P @ FourierTransform(self.S.codomain) @ self.S
+        self.shape = self.A.shape
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return self.S.domain
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        return self.S.codomain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.A(x)
+
+    @property
+    def H(self) -> LinearOperator:
+        return self.A.H
+
+    @property
+    def gram(self) -> LinearOperator:
+        return _Normal(self.S.maps, self.P.pattern)
+
+
+class _Normal(LinearOperator):
+    """``AᴴA x = Σ_c S̄_c F⁻¹ Ω F S_c x`` the short way.
+
+    Where Ω is diagonal the phases of centring cancel between F and F⁻¹, so the bare FFT serves, with the mask
+    moved to its corner; under a mask of whole columns the transform along them cancels too.
+    """
+
+    def __init__(self, maps: Tensor, pattern: Tensor):
+        self.maps = maps
+        H, W = maps.shape[-2:]
+        self.shape = (H * W, H * W)
+        self.axes = (-1,) if pattern.shape[-2] == 1 else (-2, -1)
+        self.skipped = ~torch.fft.ifftshift(pattern, dim=self.axes)
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        return tuple(self.maps.shape[-2:])
+
+    @property
+    def codomain(self) -> tuple[int, ...]:
+        return self.domain
+
+    @property
+    def H(self) -> LinearOperator:
+        return self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and (x.requires_grad or self.maps.requires_grad):
+            coils = self._filter(self.maps * x.unsqueeze(-3), self.skipped.unsqueeze(-3))
+            return (self.maps.conj() * coils).sum(-3)
+        # coil after coil: what is in flight stays in the cache
+        parts = (S.conj() * self._filter(S * x, self.skipped) for S in self.maps.unbind(-3))
+        total = next(parts)
+        for part in parts:
+            total += part
+        return total
+
+    def _filter(self, x: Tensor, skipped: Tensor) -> Tensor:
+        return torch.fft.ifftn(torch.fft.fftn(x, dim=self.axes).masked_fill(skipped, 0), dim=self.axes)
+
+
 def encoding(maps: Tensor, pattern: Tensor, fourier: LinearOperator | None = None) -> LinearOperator:
     """The encoding operator A of parallel imaging: image (..., H, W) → k-space (..., C, H, W).
 
-    ``fourier`` maps (C, H, W) to itself: the centred orthonormal FFT by default, or one whose entries were
-    learned. Raises ``InputError`` when mask, maps and transform do not fit together.
+    ``fourier`` maps (C, H, W) to itself: the centred orthonormal FFT by default, whose ``A.gram`` takes a
+    short way, or one whose entries were learned. Raises ``InputError`` when mask, maps and transform do not
+    fit together.
     """
+    if fourier is None:
+        return _Encoding(maps, pattern)
     S = Sensitivity(maps)
-    F = FourierTransform(S.codomain) if fourier is None else fourier
-    return Sampling(pattern, S.codomain) @ F @ S
+    return Sampling(pattern, S.codomain) @ fourier @ S
 
 
 def conjugate_gradients(
@@ -121,10 +193,10 @@ def conjugate_gradients(
     the residual vanishes.
     """
     axes = tuple(range(-len(A.domain), 0))
-    adjoint = A.H
+    gram = A.gram
 
     def normal(u: Tensor) -> Tensor:
-        return adjoint(A(u)) + damping * u
+        return gram(u) + damping * u
 
     def energy(u: Tensor, v: Tensor) -> Tensor:
         return (u.conj() * v).real.sum(axes, keepdim=True)

@@ -194,3 +194,30 @@ def test_a_transform_for_another_grid():
     mask = torch.ones(1, 12, dtype=torch.bool)
     with pytest.raises(InputError, match=r"expected \(3, 8, 12\) on the right of .*found shape \(3, 8, 10\)"):
         encoding(maps(3, 8, 12), mask, FourierTransform((3, 8, 10)))
+
+
+@pytest.mark.parametrize("name", ["fft", "learned"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_normal_operator_takes_a_short_way(shape, kind, name):
+    A = encoding(maps(*shape), pattern(kind, shape), fourier(name, shape))
+    x = torch.randn(2, 3, *shape[1:], dtype=torch.complex128)
+    assert_adjoint(A.gram)
+    assert relative_error(A.gram(x), A.H(A(x))) < 1e-12
+    inner = torch.sum(x.conj() * A.gram(x)).real
+    assert relative_error(inner, A(x).abs().square().sum()) < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_normal_operator_of_a_batch_with_and_without_gradients(kind):
+    shape = (2, 3, 6, 7)
+    S, x = maps(*shape), torch.randn(2, 6, 7, dtype=torch.complex128)
+    masks = torch.stack([pattern(kind, shape) for _ in range(2)])
+    A = encoding(S, masks)
+    assert relative_error(A.gram(x), A.H(A(x))) < 1e-12
+    inputs = S.requires_grad_(), x.requires_grad_()
+    found, expected = (
+        torch.autograd.grad(f(x).abs().square().sum(), inputs) for f in (A.gram, lambda x: A.H(A(x)))
+    )
+    for g, e in zip(found, expected, strict=True):
+        assert relative_error(g, e) < 1e-12

@@ -11,8 +11,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
-
 __all__ = ["available", "library"]
 
 SOURCES = Path(__file__).resolve().parent
@@ -36,10 +34,13 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether there is a ``library``."""
     return library() is not None
+
+
+# what torch.compiler.assume_constant_result does, without the second that importing the compiler takes
+available._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _build(compiler: str) -> Path:

@@ -7,13 +7,7 @@
 
 #include "tile.h"
 
-#include <omp.h>
-
 #include <vector>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 extern "C" {
 struct Sizes {
@@ -25,17 +19,6 @@ namespace {
 
 constexpr size BLOCK = VECTORS;  // image rows transposed at a time
 typedef std::vector<float> Buffer;
-
-// Fresh memory is handed out page by page at first touch, which can cost more than what is computed. Pages of
-// 2 MB are 512 times fewer. A hint: without effect on memory that is already in use.
-void fresh(float* data, size count) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr size_t page = 1 << 21;
-    const size_t start = (reinterpret_cast<size_t>(data) + page - 1) / page * page;
-    const size_t end = reinterpret_cast<size_t>(data + count) / page * page;
-    if (data && end > start) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-#endif
-}
 
 struct Axes {  // one direction: a real image (C, H, W) ↔ modes (mh, mw)
     size C, H, W, mh, mw;
@@ -155,7 +138,10 @@ void complex_tile(size L, const float* g, const float* x, size stride, float* D,
     for (size l = 0; l < L; l++, g += LANES, x += LANES) {
         vec xr[N], xi[N];
 #pragma GCC unroll 8
-        for (int j = 0; j < N; j++) xr[j] = load(x + j * stride), xi[j] = load(x + j * stride + L * LANES);
+        for (int j = 0; j < N; j++) {
+            xr[j] = keep(load(x + j * stride));
+            xi[j] = keep(load(x + j * stride + L * LANES));
+        }
 #pragma GCC unroll 8
         for (int i = 0; i < M; i++) {
             const vec gr = load(g + i * stride), gi = load(g + i * stride + L * LANES);
