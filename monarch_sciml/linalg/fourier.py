@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import separable_multiply
 from monarch_sciml.linalg.operator import LinearOperator
 from monarch_sciml.linalg.transforms import dft
 
@@ -87,9 +88,9 @@ class SeparableTransform(LinearOperator):
 class FactoredTransform(LinearOperator):
     """``X = W_y x W_xᵀ`` with each W a Monarch matrix after a stride permutation, applied by its factors.
 
-    ``y`` and ``x`` are pairs (L, R) as of ``fourier_factors``: L (p, q, q), R (q, p, p), n = p·q. One plane
-    of the domain (*planes, H, W) after the other: what is in flight stays in the cache. Costs H·W·(p + q)
-    multiply-adds an axis and plane, against H·W·n of ``SeparableTransform``.
+    ``y`` and ``x`` are pairs (L, R) as of ``fourier_factors``: L (p, q, q), R (q, p, p), n = p·q; see
+    ``kernels.separable_multiply``. Costs H·W·(p + q) multiply-adds an axis and plane, against H·W·n of
+    ``SeparableTransform``.
     """
 
     def __init__(
@@ -115,35 +116,18 @@ class FactoredTransform(LinearOperator):
         """As the domain."""
         return self.domain
 
-    def plane(self, x: Tensor) -> Tensor:
-        """One image (H, W) → (H, W)."""
-        apply = _apply_adjoint if self.adjoint else _apply
-        # the second axis is brought to the front: products then run along contiguous rows
-        return apply(*self.x, apply(*self.y, x).mT.contiguous()).mT
-
     def __call__(self, x: Tensor) -> Tensor:
         """(..., H, W) → (..., H, W)."""
-        x = x.to(torch.promote_types(x.dtype, self.y[0].dtype))
-        return torch.stack([self.plane(one) for one in x.reshape(-1, *x.shape[-2:])]).view(x.shape)
+        return separable_multiply(x, self.y, self.x, adjoint=self.adjoint)
+
+    def combine(self, x: Tensor, maps: Tensor) -> Tensor:
+        """``Σ_c S̄_c X_c``: x (..., C, H, W) and maps S like it → (..., H, W), without coil images between."""
+        return separable_multiply(x, self.y, self.x, adjoint=self.adjoint, maps=maps)
 
     @property
     def H(self) -> FactoredTransform:
         """The conjugate transposes of the same factors, in reverse order."""
         return FactoredTransform(self.y, self.x, self.planes, adjoint=not self.adjoint)
-
-
-def _apply(L: Tensor, R: Tensor, x: Tensor) -> Tensor:
-    """W x for x (n, m): index j1·q + j2 → R → (j2, c) → L → ℓ·p + c, see ``fourier_factors``."""
-    p, q, _ = L.shape
-    z = R @ x.view(p, q, -1).transpose(0, 1)
-    return (L @ z.transpose(0, 1)).transpose(0, 1).reshape(x.shape)
-
-
-def _apply_adjoint(L: Tensor, R: Tensor, y: Tensor) -> Tensor:
-    """Wᴴ y for y (n, m)."""
-    p, q, _ = L.shape
-    z = L.mH @ y.view(q, p, -1).transpose(0, 1)
-    return (R.mH @ z.transpose(0, 1)).transpose(0, 1).reshape(y.shape)
 
 
 @lru_cache(maxsize=64)

@@ -171,8 +171,8 @@ class LearnedMaps(nn.Module):
 class _Backward(LinearOperator):
     """``x = Σ_c S̄_c V y_c``: the learned inverse transform, then coil combination.
 
-    Without gradients and on the transform's own grid, coil after coil: no coil images are ever held. Columns
-    that were not sampled are left out on other grids, where V is a matrix.
+    On the transform's own grid, where V has factors, no coil images are ever held. Columns that were not
+    sampled are left out on other grids, where V is a matrix.
     """
 
     def __init__(self, S: Sensitivity, V: LearnedFourier, pattern: Tensor):
@@ -190,11 +190,7 @@ class _Backward(LinearOperator):
 
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(self.V, FactoredTransform):
-            image = torch.zeros_like(x[..., 0, :, :])
-            for out, coils, maps in zip(image, x, self.S.maps.expand_as(x), strict=True):
-                for y, s in zip(coils, maps, strict=True):
-                    out += s.conj() * self.V.plane(y)
-            return image
+            return self.V.combine(x, self.S.maps)
         V = self.V
         if 2 * len(self.columns) < x.shape[-1]:
             x, V = x[..., self.columns], SeparableTransform(V.A, V.B[:, self.columns], V.planes)

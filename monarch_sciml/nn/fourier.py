@@ -71,10 +71,10 @@ class LearnedFourier(nn.Module):
     def operator(self, domain: tuple[int, ...]) -> SeparableTransform | FactoredTransform:
         """The transform as a linear operator on (..., H, W), any size.
 
-        On its own grid by its factors, unless gradients are recorded: then matrices are as quick.
+        On its own grid by its factors, but as matrices on a GPU that records gradients.
         """
         *planes, H, W = domain
-        if self.shape == (H, W) and not torch.is_grad_enabled():
+        if self.shape == (H, W) and (self.L_y.device.type == "cpu" or not torch.is_grad_enabled()):
             return FactoredTransform(self._factors("y"), self._factors("x"), tuple(planes))
         return SeparableTransform(self.matrix("y", H), self.matrix("x", W), tuple(planes))
 

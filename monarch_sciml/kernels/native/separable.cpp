@@ -1,0 +1,183 @@
+// X = W_y x W_xᵀ for complex images, each W two Monarch factors: x is read and X written once, in between a
+// plane stays in the cache. Optionally X is multiplied by conj(S) and summed over the planes: coil combination.
+//
+// Panels of an image, PANEL columns wide, lie as (part, row, column): the real and imaginary planes. A factor is
+// block-diagonal on rows that are a stride apart, and each block runs as a real product with
+// [[Mr, −Mi], [Mi, Mr]]. Panels are transposed for the second axis and on the way out.
+
+#include "tile.h"
+
+#include <vector>
+
+extern "C" {
+struct ImageSizes {
+    size planes, H, W, threads, adjoint;
+    size py, qy, px, qx;  // H = py·qy, W = px·qx: L (p, q, q) and R (q, p, p) of each axis
+};
+}
+
+namespace {
+
+typedef std::vector<float> Buffer;
+constexpr size PANEL = VECTORS * LANES;
+
+// One block-diagonal factor: blocks of `order` rows that are `step` apart, block b begins at row b·`next`.
+struct Factor {
+    size blocks, order, next_in, step_in, next_out, step_out;
+    Buffer entries;  // (block, (row, part), (part, column))
+};
+
+// M (blocks, order, order, 2), or its conjugate transpose
+Factor factor(
+    const float* M, size blocks, size order, bool adjoint, size next_in, size step_in, size next_out, size step_out) {
+    Factor f{blocks, order, next_in, step_in, next_out, step_out, Buffer(blocks * order * order * 4)};
+    for (size b = 0; b < blocks; b++)
+        for (size i = 0; i < order; i++)
+            for (size j = 0; j < order; j++) {
+                const float* m = M + 2 * ((b * order + (adjoint ? j : i)) * order + (adjoint ? i : j));
+                const float re = m[0], im = adjoint ? -m[1] : m[1];
+                float* to = &f.entries[((b * order + i) * 4) * order];
+                to[j] = re, to[order + j] = -im, to[2 * order + j] = im, to[3 * order + j] = re;
+            }
+    return f;
+}
+
+// The two factors of an axis in the order they are applied. Between them row j2·1 + c·q.
+struct Axis {
+    size n;
+    Factor first, second;
+    Axis(const float* L, const float* R, size p, size q, bool adjoint)
+        : n(p * q),
+          first(adjoint ? factor(L, p, q, true, 1, p, q, 1) : factor(R, q, p, false, 1, q, 1, q)),
+          second(adjoint ? factor(R, q, p, true, 1, q, 1, q) : factor(L, p, q, false, q, 1, 1, p)) {}
+};
+
+void apply(const Factor& f, size n, size vectors, const float* in, float* out) {
+    const size m = f.order;
+    for (size b = 0; b < f.blocks; b++)
+        multiply(
+            2 * m, m, 2, vectors, {&f.entries[b * m * m * 4], 2 * m, 1, m},
+            {in + b * f.next_in * PANEL, LANES, f.step_in * PANEL, n * PANEL}, out,
+            [&](size i) { return (i % 2 * n + b * f.next_out + i / 2 * f.step_out) * PANEL; }, LANES);
+}
+
+// (a panel as (part, n, column)) → the same after both factors; `other` is a second panel of that size
+void transform(const Axis& axis, size vectors, float* panel, float* other) {
+    apply(axis.first, axis.n, vectors, panel, other);
+    apply(axis.second, axis.n, vectors, other, panel);
+}
+
+// even and odd numbers of two vectors, and the way back
+template <size_t... J>
+void split(vec a, vec b, vec& even, vec& odd, std::index_sequence<J...>) {
+    even = __builtin_shufflevector(a, b, (2 * J)...);
+    odd = __builtin_shufflevector(a, b, (2 * J + 1)...);
+}
+template <size_t... J>
+void join(vec even, vec odd, vec& a, vec& b, std::index_sequence<J...>) {
+    a = __builtin_shufflevector(even, odd, (J / 2 + J % 2 * LANES)...);
+    b = __builtin_shufflevector(even, odd, (LANES / 2 + J / 2 + J % 2 * LANES)...);
+}
+constexpr auto EACH = std::make_index_sequence<LANES>();
+
+// columns w … w + count of an image (H, W, 2) → panel
+void load_panel(const float* x, size H, size W, size w, size count, float* panel) {
+    for (size h = 0; h < H; h++)
+        for (size c = 0; c < count; c += LANES) {
+            const float* from = x + 2 * (h * W + w + c);
+            vec a{}, b{}, re, im;
+            if (count - c >= LANES)
+                a = load(from), b = load(from + LANES);
+            else {
+                float rest[2 * LANES] = {};
+                memcpy(rest, from, 2 * (count - c) * sizeof(float));
+                a = load(rest), b = load(rest + LANES);
+            }
+            split(a, b, re, im, EACH);
+            store(panel + h * PANEL + c, re);
+            store(panel + (H + h) * PANEL + c, im);
+        }
+}
+
+// panel (part, H, columns w …) → panels of the transposed image: (panel of rows, part, W, row)
+void turn(const float* panel, size H, size W, size w, size count, float* turned) {
+    for (size part = 0; part < 2; part++)
+        for (size h = 0; h < H; h += LANES)
+            for (size c = 0; c < count; c += LANES) {
+                const size rows = H - h < LANES ? H - h : LANES, columns = count - c < LANES ? count - c : LANES;
+                float* to = turned + ((h / PANEL * 2 + part) * W + w + c) * PANEL + h % PANEL;
+                transpose(panel + (part * H + h) * PANEL + c, PANEL, rows, columns, to, PANEL);
+            }
+}
+
+// panel (part, W, rows h …) → rows of the image (H, W, 2); or, given S, added to it after conj(S)
+void store_panel(const float* panel, size W, size h, size count, const float* S, float* y) {
+    float re[LANES * LANES], im[LANES * LANES];
+    for (size r = 0; r < count; r += LANES)
+        for (size w = 0; w < W; w += LANES) {
+            const size rows = count - r < LANES ? count - r : LANES, columns = W - w < LANES ? W - w : LANES;
+            untranspose(panel + w * PANEL + r, PANEL, vec{}, LANES, columns, re, LANES);
+            untranspose(panel + (W + w) * PANEL + r, PANEL, vec{}, LANES, columns, im, LANES);
+            for (size i = 0; i < rows; i++) {
+                const size at = 2 * ((h + r + i) * W + w);
+                float rest[2 * LANES];
+                vec a, b, vr = load(re + i * LANES), vi = load(im + i * LANES);
+                if (S) {
+                    const float* s = S + at;
+                    if (columns < LANES) s = static_cast<float*>(memcpy(rest, s, 2 * columns * sizeof(float)));
+                    vec sr, si;
+                    split(load(s), load(s + LANES), sr, si, EACH);
+                    const vec product = sr * vr + si * vi;
+                    vi = sr * vi - si * vr;
+                    vr = product;
+                }
+                join(vr, vi, a, b, EACH);
+                if (columns == LANES) {
+                    store(y + at, S ? load(y + at) + a : a);
+                    store(y + at + LANES, S ? load(y + at + LANES) + b : b);
+                } else {
+                    store(rest, a), store(rest + LANES, b);
+                    for (size j = 0; j < 2 * columns; j++) y[at + j] = (S ? y[at + j] : 0) + rest[j];
+                }
+            }
+        }
+}
+
+}  // namespace
+
+extern "C" {
+
+// x (planes, H, W, 2), factors with a last dimension of two. Without S, y (planes, H, W, 2); with S like x, y
+// (H, W, 2) = Σ conj(S) X, which is added to what is there.
+void separable_forward(
+    const ImageSizes* s, const float* x, const float* Ly, const float* Ry, const float* Lx, const float* Rx,
+    const float* S, float* y) {
+    const Axis vertical(Ly, Ry, s->py, s->qy, s->adjoint), horizontal(Lx, Rx, s->px, s->qx, s->adjoint);
+    const size H = s->H, W = s->W, image = 2 * H * W;
+    if (!S) fresh(y, s->planes * image);
+#pragma omp parallel num_threads(s->threads)
+    {
+        Buffer panel(2 * (H > W ? H : W) * PANEL), other(panel.size());
+        Buffer turned((H + PANEL - 1) / PANEL * 2 * W * PANEL), sum(S ? image : 0);
+#pragma omp for schedule(dynamic)
+        for (size n = 0; n < s->planes; n++) {
+            for (size w = 0; w < W; w += PANEL) {
+                const size count = W - w < PANEL ? W - w : PANEL;
+                load_panel(x + n * image, H, W, w, count, panel.data());
+                transform(vertical, (count + LANES - 1) / LANES, panel.data(), other.data());
+                turn(panel.data(), H, W, w, count, turned.data());
+            }
+            for (size h = 0; h < H; h += PANEL) {
+                const size count = H - h < PANEL ? H - h : PANEL;
+                float* rows = turned.data() + h / PANEL * 2 * W * PANEL;
+                transform(horizontal, (count + LANES - 1) / LANES, rows, other.data());
+                store_panel(rows, W, h, count, S ? S + n * image : nullptr, S ? sum.data() : y + n * image);
+            }
+        }
+        if (S) {
+#pragma omp critical
+            for (size i = 0; i < image; i++) y[i] += sum[i];
+        }
+    }
+}
+}

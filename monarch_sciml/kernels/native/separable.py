@@ -1,0 +1,112 @@
+"""Two-dimensional Monarch transforms of complex images in C++, as operators that torch knows."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.kernels import separable
+from monarch_sciml.kernels.native.build import library
+
+__all__ = ["separable_multiply"]
+
+
+class _Sizes(ctypes.Structure):
+    names = ("planes", "H", "W", "threads", "adjoint", "py", "qy", "px", "qx")
+    _fields_ = [(name, ctypes.c_ssize_t) for name in names]
+
+
+@torch.library.custom_op("monarch_sciml::separable", mutates_args=(), device_types="cpu")
+def _separable(
+    x: Tensor, Ly: Tensor, Ry: Tensor, Lx: Tensor, Rx: Tensor, maps: Tensor | None, adjoint: bool
+) -> Tensor:
+    """x (..., C, H, W, 2) → the same, or (..., H, W, 2) if combined by maps like x."""
+    *batch, C, H, W, _ = x.shape
+    y = torch.empty_like(x) if maps is None else x.new_zeros(*batch, H, W, 2)
+    lib = library()
+    assert lib is not None
+    groups = (
+        [(x, None, y)]
+        if maps is None
+        else zip(x.view(-1, C, H, W, 2), maps, y.view(-1, H, W, 2), strict=True)
+    )
+    for planes, S, out in groups:
+        s = _Sizes(
+            planes.numel() // (2 * H * W),
+            H,
+            W,
+            torch.get_num_threads(),
+            adjoint,
+            len(Ly),
+            len(Ry),
+            len(Lx),
+            len(Rx),
+        )
+        operands = (planes, Ly, Ry, Lx, Rx, S, out)
+        pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in operands]
+        lib.separable_forward(ctypes.byref(s), *pointers)
+    return y
+
+
+@_separable.register_fake
+def _(x, Ly, Ry, Lx, Rx, maps, adjoint):
+    return torch.empty_like(x) if maps is None else x.new_empty(*x.shape[:-4], *x.shape[-3:])
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.adjoint = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor):
+    x, *factors, maps = ctx.saved_tensors
+    needs, grad = ctx.needs_input_grad, grad.contiguous()
+    grads: list[Tensor | None] = [None] * 7
+    twice = torch.is_grad_enabled()
+    if needs[0] and not twice:
+        g = grad if maps is None else _spread(grad, maps)
+        grads[0] = torch.ops.monarch_sciml.separable(g, *factors, None, not ctx.adjoint)
+    wanted = [i for i in range(6) if needs[i] and grads[i] is None]
+    if wanted:  # of factors and maps, and everything that is differentiated twice: in torch's operations
+        with torch.enable_grad():
+            inputs = [t if t is None or twice else t.detach().requires_grad_() for t in (x, *factors, maps)]
+            z = [None if t is None else torch.view_as_complex(t) for t in inputs]
+            y = torch.view_as_real(separable.separable_multiply(z[0], tuple(z[1:5]), ctx.adjoint, z[5]))  # pyright: ignore
+            found = torch.autograd.grad(y, [inputs[i] for i in wanted], grad, create_graph=twice)  # pyright: ignore
+        for i, g in zip(wanted, found, strict=True):
+            grads[i] = g
+    return tuple(grads)
+
+
+def _spread(grad: Tensor, maps: Tensor) -> Tensor:
+    """(..., H, W, 2) → coil images S_c g."""
+    return torch.view_as_real(torch.view_as_complex(maps) * torch.view_as_complex(grad).unsqueeze(-3))
+
+
+_separable.register_autograd(_differentiate, setup_context=_save)
+
+
+def separable_multiply(
+    x: Tensor, factors: tuple[Tensor, ...], adjoint: bool = False, maps: Tensor | None = None
+) -> Tensor:
+    """``X = W_y x W_xᵀ``, complex64 on a CPU; see ``kernels.separable_multiply``.
+
+    All planes at once, by threads; a plane is read and written once. Gradients of the image take the same
+    path with the adjoint, those of the factors go through torch's operations.
+    """
+    real = [torch.view_as_real(t.to(torch.complex64).resolve_conj()).contiguous() for t in factors]
+    planes = torch.view_as_real(x.resolve_conj()).contiguous()
+    if maps is None:
+        shape = planes.shape
+        planes = planes.reshape(-1, *shape[-3:])
+        return torch.view_as_complex(torch.ops.monarch_sciml.separable(planes, *real, None, adjoint)).view(
+            shape[:-1]
+        )
+    C = x.shape[-3]
+    S = torch.view_as_real(maps.to(x.dtype).expand_as(x).resolve_conj()).contiguous()
+    planes, S = (t.reshape(-1, C, *t.shape[-3:]) for t in (planes, S))
+    y = torch.ops.monarch_sciml.separable(planes, *real, S, adjoint)
+    return torch.view_as_complex(y).view(*x.shape[:-3], *x.shape[-2:])
