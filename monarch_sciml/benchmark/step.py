@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from monarch_sciml.benchmark.harness import Case, Contender
 from monarch_sciml.benchmark.peers import to_neuralop
+from monarch_sciml.nn import use_pointwise_products
 from monarch_sciml.pde.models import fno, fno_monarch
 
 __all__ = ["cases", "matched_models"]
@@ -22,6 +24,10 @@ def cases(device: str = "cpu", *, quick: bool = False) -> Iterator[Case]:
     contenders = [
         _training("ours, learned", ours.to(device), x, target),
         _training("neuraloperator", peer.to(device), x, target, peer=True),
+        # what is due to the 1 × 1 convolutions alone
+        _training(
+            "the same, 1 × 1 as products", use_pointwise_products(deepcopy(peer)).to(device), x, target
+        ),
     ]
     yield Case(f"FNO step {n}², 4 layers, width {width}, modes {modes} × {modes}, batch {batch}", contenders)
 

@@ -1,7 +1,14 @@
 """Trainable layers built on Monarch transforms."""
 
 from monarch_sciml.nn.fourier import LearnedFourier
+from monarch_sciml.nn.pointwise import PointwiseConv, use_pointwise_products
 from monarch_sciml.nn.spectral import MonarchSpectralConv
 from monarch_sciml.nn.transform import LearnedTransform
 
-__all__ = ["LearnedFourier", "LearnedTransform", "MonarchSpectralConv"]
+__all__ = [
+    "LearnedFourier",
+    "LearnedTransform",
+    "MonarchSpectralConv",
+    "PointwiseConv",
+    "use_pointwise_products",
+]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.nn import MonarchSpectralConv
+from monarch_sciml.nn import MonarchSpectralConv, use_pointwise_products
 from monarch_sciml.training import load_weights, read_json, save_model
 
 __all__ = ["FramePredictor", "ModelConfig", "count_parameters", "fno", "fno_monarch", "load_model"]
@@ -36,10 +36,11 @@ def fno_monarch(
 ) -> nn.Module:
     """The same operator with learned Monarch transforms defined on ``grid``, initialised to the DFT.
 
-    Before training it is the FNO, on every grid. ``learned=False`` keeps the exact DFT.
+    Before training it is the FNO, on every grid. ``learned=False`` keeps the exact DFT. The 1 × 1
+    convolutions of the body run as products, with the same result.
     """
     conv = MonarchSpectralConv.on_grid(grid, learned=learned)
-    return _body(n_modes, width, in_channels, out_channels, layers, conv_module=conv)
+    return use_pointwise_products(_body(n_modes, width, in_channels, out_channels, layers, conv_module=conv))
 
 
 def _body(n_modes: tuple[int, ...], width: int, in_channels: int, out_channels: int, layers: int, **options):

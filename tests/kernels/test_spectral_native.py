@@ -155,3 +155,13 @@ def test_built_once_whole_and_kept(monkeypatch, tmp_path):
     before = path.stat().st_mtime_ns
     assert build.library.__wrapped__() is not None
     assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()] == [before]
+
+
+@needs_compiler
+def test_several_threads_sum_in_the_same_order_every_time(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    tensors = operands("more than a vector")
+    seed = torch.randn(1, 20, 20, 40)
+    first = gradients("native", tensors, seed)
+    for _ in range(20):
+        assert all(map(torch.equal, gradients("native", tensors, seed), first))

@@ -7,6 +7,8 @@
 
 #include "tile.h"
 
+#include <omp.h>
+
 #include <vector>
 
 extern "C" {
@@ -159,7 +161,7 @@ void separable_forward(
     {
         Buffer panel(2 * (H > W ? H : W) * PANEL), other(panel.size());
         Buffer turned((H + PANEL - 1) / PANEL * 2 * W * PANEL), sum(S ? image : 0);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (size n = 0; n < s->planes; n++) {
             for (size w = 0; w < W; w += PANEL) {
                 const size count = W - w < PANEL ? W - w : PANEL;
@@ -175,8 +177,11 @@ void separable_forward(
             }
         }
         if (S) {
-#pragma omp critical
-            for (size i = 0; i < image; i++) y[i] += sum[i];
+            // thread after thread, so that the sum comes out the same every time
+#pragma omp for ordered schedule(static, 1)
+            for (int t = 0; t < omp_get_num_threads(); t++)
+#pragma omp ordered
+                for (size i = 0; i < image; i++) y[i] += sum[i];
         }
     }
 }

@@ -7,6 +7,8 @@
 
 #include "tile.h"
 
+#include <omp.h>
+
 #include <vector>
 
 extern "C" {
@@ -259,7 +261,7 @@ void spectral_forward(
     {
         Buffer scratch(scratch_size(in) > scratch_size(out) ? scratch_size(in) : scratch_size(out));
         Buffer strip(T ? 0 : (in.strip() > out.strip() ? in.strip() : out.strip())), modes(out.spectrum());
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (size n = 0; n < s->B * in.groups(); n++) {
             const size b = n / in.groups(), g = n % in.groups();
             float* t = T ? T + n * in.strip() : strip.data();
@@ -290,7 +292,7 @@ void spectral_forward(
                 for (size o = Co; o < padded(Co); o++) yr[o] = yi[o] = 0;
             }
         }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (size n = 0; n < s->B * out.groups(); n++) {
             const size b = n / out.groups(), g = n % out.groups();
             float* u = U ? U + n * out.strip() : strip.data();
@@ -324,7 +326,7 @@ void spectral_backward(
         Buffer modes(out.spectrum());
         Gradients analysis(in, true), synthesis(out, false);
         Buffer biases(padded(s->Co));
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (size n = 0; n < s->B * out.groups(); n++) {
             const size b = n / out.groups(), g = n % out.groups(), channels = channels_of(out, g);
             const float *u = U + n * out.strip(), *gy = grad_y + (b * s->Co + g * LANES) * s->oH * s->oW;
@@ -375,7 +377,7 @@ void spectral_backward(
         }
         if (grad_x || grad_Wa) {
             Buffer lines(in.spectrum());
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
             for (size n = 0; n < s->B * in.groups(); n++) {
                 const size b = n / in.groups(), g = n % in.groups(), channels = channels_of(in, g);
                 const size image = (b * s->Ci + g * LANES) * s->H * s->W;
@@ -390,7 +392,10 @@ void spectral_backward(
                 }
             }
         }
-#pragma omp critical
+        // thread after thread, so that the sums come out the same every time
+#pragma omp for ordered schedule(static, 1)
+        for (int t = 0; t < omp_get_num_threads(); t++)
+#pragma omp ordered
         {
             if (grad_Ws) synthesis.add_to(out, grad_Es, grad_Ws);
             if (grad_Wa) analysis.add_to(in, grad_Ea, grad_Wa);

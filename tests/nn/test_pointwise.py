@@ -1,0 +1,74 @@
+"""1 × 1 convolutions as products: the same numbers, the same state, only where they are 1 × 1."""
+
+import copy
+
+import pytest
+import torch
+from laws import assert_same, relative_error
+from torch import nn
+
+from monarch_sciml.nn import PointwiseConv, use_pointwise_products
+from monarch_sciml.pde.models import fno
+
+CASES = [(nn.Conv1d, (7,)), (nn.Conv2d, (5, 4)), (nn.Conv3d, (3, 1, 2))]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("kind", "grid"), CASES)
+def test_it_is_the_convolution(kind, grid, bias):
+    conv = kind(3, 5, 1, bias=bias).double()
+    x = torch.randn(2, 3, *grid, dtype=torch.float64)
+    ours = PointwiseConv(conv)
+    names = [name for name, _ in conv.named_parameters()]
+
+    def call(module):
+        def run(x, *values):
+            return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+        return run
+
+    assert_same(call(ours), call(conv), x, *conv.parameters(), tol=1e-14)
+
+
+def test_first_and_second_derivatives():
+    ours = PointwiseConv(nn.Conv1d(2, 3, 1).double())
+    x = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ours, (x,))
+    assert torch.autograd.gradgradcheck(ours, (x,))
+
+
+def test_autocast():
+    ours = PointwiseConv(nn.Conv2d(4, 4, 1))
+    x = torch.randn(2, 4, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = ours(x)
+    assert y.dtype == torch.bfloat16
+    assert relative_error(y.float(), ours(x)) < 2e-2
+
+
+def test_only_what_is_pointwise_is_exchanged_and_the_state_stays():
+    kept = [
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.Conv2d(4, 4, 1, stride=2),
+        nn.Conv2d(4, 4, 1, padding=1),
+        nn.ConvTranspose2d(4, 4, 1),
+    ]
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Sequential(*kept))
+    before = copy.deepcopy(model)
+    x = torch.randn(2, 4, 6, 6)
+    assert use_pointwise_products(model) is model
+    assert isinstance(model[0], PointwiseConv)
+    assert [type(m) for m in model[1]] == [type(m) for m in kept]
+    assert model.state_dict().keys() == before.state_dict().keys()
+    assert relative_error(model(x), before(x)) < 1e-6
+    model.load_state_dict(before.state_dict())
+
+
+def test_inside_neuraloperator():
+    model = fno((6, 6), 4, in_channels=1, out_channels=2, layers=2)
+    x = torch.randn(2, 1, 9, 8)
+    expected = model(x)
+    found = use_pointwise_products(model)(x)
+    assert relative_error(found, expected) < 1e-5
+    assert not any(type(m) is nn.Conv1d for m in model.modules())
