@@ -58,6 +58,11 @@ class Case:
     epochs: int = 5
     transform_rate: float = 3.0
 
+    @property
+    def title(self) -> str:
+        """As tables name it."""
+        return f"{self.model} ({self.epochs} epoch{'s' if self.epochs > 1 else ''})"
+
     def __str__(self) -> str:
         rate = "-".join(f"{a:g}x" for a in self.accelerations)
         few = "" if self.volumes is None else f"-{self.volumes}volumes"
@@ -220,7 +225,7 @@ def table(found: dict[Question, dict[str, Any]], rate: float) -> list[str]:
     for question, result in found.items():
         if question.acceleration == rate:
             method = question.method
-            name = method if isinstance(method, str) else f"{method.model} ({method.epochs} epochs)"
+            name = method if isinstance(method, str) else method.title
             grouped.setdefault(name, []).append(result)
     rows = [row(name + (f", {len(r)} seeds" if len(r) > 1 else ""), r) for name, r in grouped.items()]
     return [*HEADER, *rows, ""]

@@ -2,13 +2,14 @@
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import LinearOperator, MonarchMatrix, dft, project, truncated_dft
-from monarch_sciml.nn import LearnedFourier, LearnedTransform, MonarchSpectralConv
+from monarch_sciml.nn import LearnedFourier, LearnedTransform, MonarchLinear, MonarchSpectralConv
 
 __all__ = [
     "InputError",
     "LearnedFourier",
     "LearnedTransform",
     "LinearOperator",
+    "MonarchLinear",
     "MonarchMatrix",
     "MonarchSpectralConv",
     "dft",

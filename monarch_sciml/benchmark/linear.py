@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from monarch_sciml import nn
 from monarch_sciml.benchmark.harness import Case, Contender
 from monarch_sciml.benchmark.peers import copied_multiply
 from monarch_sciml.kernels import monarch_dense, monarch_multiply
 from monarch_sciml.kernels.dispatch import Backend
 from monarch_sciml.linalg import balanced_factors
+from monarch_sciml.nn import MonarchLinear
 
 __all__ = ["cases", "product"]
 
@@ -26,17 +26,14 @@ def cases(device: str = "cpu", *, quick: bool = False) -> Iterator[Case]:
     """The layer with its gradients; then the product without and with them, in nanoseconds a number of x."""
     shrink = 16 if quick else 1
     for inputs, outputs in LAYERS:
-        yield from layer(inputs // shrink, outputs // shrink, LAYER_ROWS // shrink, device)
+        yield layer(inputs // shrink, outputs // shrink, LAYER_ROWS // shrink, device)
     for n in SIZES:
         for backward in (False, True):
             yield product(n // shrink, ROWS // shrink, device, backward=backward)
 
 
-def layer(inputs: int, outputs: int, rows: int, device: str) -> Iterator[Case]:
+def layer(inputs: int, outputs: int, rows: int, device: str) -> Case:
     """``MonarchLinear`` with four blocks against the ``nn.Linear`` of the same map, forward + backward."""
-    MonarchLinear = getattr(nn, "MonarchLinear", None)
-    if MonarchLinear is None:
-        return
     torch.manual_seed(0)
     ours = MonarchLinear(inputs, outputs, nblocks=4).to(device)
     dense = ours.to_linear()
@@ -45,7 +42,7 @@ def layer(inputs: int, outputs: int, rows: int, device: str) -> Iterator[Case]:
         _with_gradients("ours, 4 blocks", ours, x, list(ours.parameters())),
         _with_gradients("nn.Linear", dense, x, list(dense.parameters()), peer=True),
     ]
-    yield Case(f"layer {inputs} → {outputs}, {rows} rows, forward + backward", contenders)
+    return Case(f"layer {inputs} → {outputs}, {rows} rows, forward + backward", contenders)
 
 
 def product(

@@ -1,27 +1,42 @@
-"""Which path runs: chosen by shape, or forced by the caller."""
+"""Which path runs: chosen by shape and device, or forced by the caller.
+
+``reference`` defines the truth; ``gemm`` runs everywhere in any dtype; ``native`` is C++ for float32 on a CPU
+and chosen wherever it fits; ``triton`` is for CUDA and runs when asked for: it has not been measured on a GPU
+yet.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import gemm, native, reference
+from monarch_sciml.kernels import gemm, native, reference, separable
 
-__all__ = ["Backend", "check_factors", "monarch_multiply", "spectral_convolution"]
+__all__ = ["Backend", "check_factors", "monarch_multiply", "separable_multiply", "spectral_convolution"]
 
-Backend = Literal["auto", "native", "gemm", "reference"]
-_PATHS = {"gemm": gemm, "reference": reference, "native": native}
+Backend = Literal["auto", "native", "triton", "gemm", "reference"]
+_PATHS = {"native": native, "gemm": gemm, "reference": reference}
 
 
 def _path(backend: str):
     if backend not in _PATHS:
-        names = ", ".join(repr(name) for name in ("auto", *_PATHS))
+        names = ", ".join(repr(name) for name in get_args(Backend))
         raise InputError(f"a backend among {names}", repr(backend), "pass one of them")
     return _PATHS[backend]
+
+
+def _triton() -> tuple[Any, dict[str, Any]]:
+    """The Triton kernels, and how they multiply float32: as torch is told to."""
+    try:
+        from monarch_sciml.kernels import triton
+    except ImportError:
+        raise InputError("Triton for backend 'triton'", "none installed", "pip install triton") from None
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return triton, {"precision": "ieee" if exact else "tf32"}
 
 
 def _precision(*operands: Tensor) -> tuple[torch.dtype, AbstractContextManager]:
@@ -39,37 +54,59 @@ def _precision(*operands: Tensor) -> tuple[torch.dtype, AbstractContextManager]:
 
 
 def check_factors(L: Tensor, R: Tensor) -> None:
-    """Raises ``InputError`` unless L (..., J, S, K) and R (..., K, J, I) make a Monarch matrix."""
-    if L.ndim < 3 or R.ndim < 3 or L.shape[-1] != R.shape[-3] or L.shape[-3] != R.shape[-2]:
-        raise InputError(
-            "factors L (..., J, S, K) and R (..., K, J, I)",
-            f"L {tuple(L.shape)} and R {tuple(R.shape)}",
-            "L needs one block per output of R's blocks, each as wide as R has blocks",
-        )
+    """Raises ``InputError`` unless L (..., J, S, K·T) and R (..., K, J·T, I) make a Monarch matrix."""
+    if L.ndim >= 3 and R.ndim >= 3 and (J := L.shape[-3]) and (K := R.shape[-3]):
+        T, rest = divmod(L.shape[-1], K)
+        if T and not rest and R.shape[-2] == J * T:
+            return
+    raise InputError(
+        "factors L (..., J, S, K·T) and R (..., K, J·T, I)",
+        f"L {tuple(L.shape)} and R {tuple(R.shape)}",
+        "give L's blocks T columns for each block of R, and R's blocks T rows for each block of L",
+    )
 
 
-def monarch_multiply(x: Tensor, L: Tensor, R: Tensor, *, backend: Backend = "auto") -> Tensor:
+def monarch_multiply(
+    x: Tensor, L: Tensor, R: Tensor, *, blocks: bool = False, backend: Backend = "auto"
+) -> Tensor:
     """Product of a Monarch matrix with the last dimension of ``x``.
 
-    ``y[(ℓ,j)] = Σ_k L[j,ℓ,k] Σ_i R[k,j,i] x[(k,i)]`` (Dao et al., ICML 2022, arXiv 2204.00595).
+    ``y[(ℓ,j)] = Σ_kt L[j,ℓ,(k,t)] Σ_i R[k,(j,t),i] x[(k,i)]`` (Dao et al., ICML 2022, arXiv 2204.00595, where
+    T = 1; larger T are the block tensor-train matrices used there for layers of few blocks).
 
-    ``x`` (..., K·I); ``L`` (J, S, K), ``R`` (K, J, I), with leading batch dimensions if every matrix is
+    ``x`` (..., K·I); ``L`` (J, S, K·T), ``R`` (K, J·T, I), with leading batch dimensions if every matrix is
     different; result (..., S·J). Real and complex operands may be mixed: the result has the promoted dtype.
-    Cost per vector: K·I·J + J·S·K multiply-adds. Raises ``InputError`` when the factors or x do not fit.
+    With ``blocks`` the result is ordered (j,ℓ), as L's blocks produce it: a neighbouring layer can absorb the
+    permutation, which is a pass over memory. Cost per vector: T·J·K·(I + S) multiply-adds. Raises
+    ``InputError`` when the factors or x do not fit.
     """
     check_factors(L, R)
     n = R.shape[-3] * R.shape[-1]
     if x.shape[-1] != n:
         raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "move that axis to the end")
-    if backend == "auto":
-        backend = "gemm" if L.ndim == R.ndim == 3 else "reference"
-    if backend == "native":
-        raise InputError("a backend for this product", "'native'", "use backend 'auto'")
-    if backend == "gemm" and not L.ndim == R.ndim == 3:
+    one = L.ndim == R.ndim == 3
+    if backend == "gemm" and not one:
         raise InputError("one matrix for backend 'gemm'", "batched factors", "use backend 'auto'")
     dtype, context = _precision(x, L, R)
+    if backend in ("auto", "native"):
+        fits = one and dtype == torch.float32 and all(t.device.type == "cpu" for t in (x, L, R))
+        if fits and native.available():
+            backend = "native"
+        elif backend == "native":
+            raise InputError(
+                "one float32 matrix on a CPU and a C++ compiler for backend 'native'",
+                f"{dtype} on {x.device}, L {tuple(L.shape)}",
+                "use backend 'auto'",
+            )
+        else:
+            backend = "gemm" if one else "reference"
     with context:
-        return _path(backend).monarch_multiply(x.to(dtype), L.to(dtype), R.to(dtype))
+        x, L, R = x.to(dtype), L.to(dtype), R.to(dtype)
+        if backend == "triton":
+            triton, precision = _triton()
+            y = triton.monarch_multiply(x, L, R, **precision)
+            return y.unflatten(-1, (L.shape[-2], L.shape[-3])).mT.flatten(-2) if blocks else y
+        return _path(backend).monarch_multiply(x, L, R, blocks=blocks)
 
 
 def spectral_convolution(
@@ -123,5 +160,43 @@ def spectral_convolution(
             return native.spectral_convolution(
                 x, analysis, weight, synthesis, None if bias is None else bias.to(dtype).contiguous()
             )
+        if backend == "triton":
+            triton, precision = _triton()
+            return triton.spectral_convolution(x, analysis, weight, synthesis, bias=bias, **precision)
         y = _path(backend).spectral_convolution(x, analysis, weight, synthesis)
         return y if bias is None else y + bias.to(dtype).view(-1, *[1] * len(modes))
+
+
+def separable_multiply(
+    x: Tensor,
+    vertical: tuple[Tensor, Tensor],
+    horizontal: tuple[Tensor, Tensor],
+    *,
+    adjoint: bool = False,
+    maps: Tensor | None = None,
+) -> Tensor:
+    """``X = W_y x W_xᵀ`` for complex images x (..., H, W), or with the adjoints of both W.
+
+    Each W is a Monarch matrix after a stride permutation, given by its factors L (p, q, q) and R (q, p, p),
+    n = p·q: ``W[ℓ·p + c, j₁·q + j₂] = L[c, ℓ, j₂] · R[j₂, c, j₁]``. With ``maps`` S like x the last leading
+    dimension, the coils, is combined: ``Σ_c S̄_c X_c`` (..., H, W). Costs 8·H·W·(p + q) real operations an
+    axis and plane. Raises ``InputError`` when the factors do not fit.
+    """
+    sizes = [L.shape[0] * R.shape[0] for L, R in (vertical, horizontal)]
+    for L, R in (vertical, horizontal):
+        p, q = L.shape[0], R.shape[0]
+        if L.shape != (p, q, q) or R.shape != (q, p, p):
+            raise InputError(
+                "factors L (p, q, q) and R (q, p, p)",
+                f"L {tuple(L.shape)} and R {tuple(R.shape)}",
+                "pass those of linalg.fourier_factors",
+            )
+    if list(x.shape[-2:]) != sizes:
+        raise InputError(
+            f"images (..., {sizes[0]}, {sizes[1]})", f"{tuple(x.shape)}", "check the factors' grid"
+        )
+    factors = (*vertical, *horizontal)
+    x = x.to(torch.promote_types(x.dtype, factors[0].dtype))
+    if x.dtype == torch.complex64 and x.device.type == "cpu" and native.available():
+        return native.separable_multiply(x, factors, adjoint, maps)
+    return separable.separable_multiply(x, factors, adjoint, maps)

@@ -14,55 +14,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["monarch_multiply", "spectral_convolution"]
+__all__ = ["monarch_gradients", "monarch_multiply", "spectral_convolution"]
 
 
 class _MonarchMultiply(torch.autograd.Function):
-    """x (B, K·I) → y (B, S·J). The intermediate is recomputed in backward, never stored."""
+    """x (B, K·I) → y (J, S, B). The intermediate is recomputed in backward, never stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, L: Tensor, R: Tensor) -> Tensor:
         ctx.save_for_backward(x, L, R)
-        return _rows(L @ _inner(x, R).transpose(0, 1))
+        return L @ _inner(x, L, R)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, L, R = ctx.saved_tensors
-        J, S, K = L.shape
-        I = R.shape[-1]
-        need_x, need_L, need_R = ctx.needs_input_grad
-        # written with differentiable operations, so second derivatives exist
-        g = grads[0].unflatten(1, (S, J)).permute(2, 1, 0)
-        grad_x = grad_L = grad_R = None
-        if need_L:
-            grad_L = g @ _inner(x, R).permute(1, 2, 0).conj()
-        if need_x or need_R:
-            g = (L.mH @ g).transpose(0, 1)
-            if need_R:
-                grad_R = g @ x.unflatten(1, (K, I)).transpose(0, 1).conj()
-            if need_x:
-                grad_x = (R.mH @ g).permute(2, 0, 1).flatten(1)
-        return grad_x, grad_L, grad_R
+        return monarch_gradients(grads[0], x, L, R, ctx.needs_input_grad)
 
 
-def _inner(x: Tensor, R: Tensor) -> Tensor:
-    """R x for x (B, K·I), stored (K, J, B)."""
-    K, _, I = R.shape
-    return R @ x.unflatten(1, (K, I)).permute(1, 2, 0)
+def monarch_gradients(
+    grad: Tensor, x: Tensor, L: Tensor, R: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, L and R, as far as ``needs`` asks for them, from ``grad`` (J, S, B) of the product.
 
-
-def _rows(y: Tensor) -> Tensor:
-    """(J, S, B) → (B, S·J)."""
-    return y.permute(2, 1, 0).flatten(1)
-
-
-def monarch_multiply(x: Tensor, L: Tensor, R: Tensor) -> Tensor:
-    """``y = M x`` along the last dimension of x (..., K·I), for one Monarch matrix L (J,S,K), R (K,J,I).
-
-    Two batched GEMMs. See ``reference.monarch_multiply`` for the formula.
+    Written with differentiable operations: every path takes its second derivatives from here.
     """
-    y = _MonarchMultiply.apply(x.reshape(-1, x.shape[-1]), L, R)
-    return y.reshape(*x.shape[:-1], y.shape[-1])  # pyright: ignore[reportOptionalMemberAccess]
+    grad_x = grad_L = grad_R = None
+    if needs[1]:
+        grad_L = grad @ _inner(x, L, R).mH
+    if needs[0] or needs[2]:
+        K, _, I = R.shape
+        g = _swap(L.mH @ grad, K)
+        if needs[2]:
+            grad_R = g @ x.unflatten(1, (K, I)).transpose(0, 1).conj()
+        if needs[0]:
+            grad_x = (R.mH @ g).permute(2, 0, 1).flatten(1)
+    return grad_x, grad_L, grad_R
+
+
+def _inner(x: Tensor, L: Tensor, R: Tensor) -> Tensor:
+    """R x for x (B, K·I), as L takes it: (J, K·T, B)."""
+    K, _, I = R.shape
+    return _swap(R @ x.unflatten(1, (K, I)).permute(1, 2, 0), L.shape[0])
+
+
+def _swap(z: Tensor, J: int) -> Tensor:
+    """(K, J·T, B) → (J, K·T, B): a view if T is one."""
+    return z.unflatten(1, (J, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def monarch_multiply(x: Tensor, L: Tensor, R: Tensor, *, blocks: bool = False) -> Tensor:
+    """``y = M x`` along the last dimension of x (..., K·I), for one matrix L (J, S, K·T), R (K, J·T, I).
+
+    Two batched GEMMs. See ``reference.monarch_multiply`` for the formula and for ``blocks``.
+    """
+    y: Any = _MonarchMultiply.apply(x.reshape(-1, x.shape[-1]), L, R)
+    y = y.permute(2, 0, 1) if blocks else y.permute(2, 1, 0)
+    return y.reshape(*x.shape[:-1], y.shape[1] * y.shape[2])
 
 
 class _Rotate(torch.autograd.Function):

@@ -9,25 +9,25 @@ __all__ = ["monarch_dense", "monarch_multiply", "spectral_convolution"]
 
 
 def monarch_dense(L: Tensor, R: Tensor) -> Tensor:
-    """Entries of a Monarch matrix, ``M[(ℓ,j),(k,i)] = L[j,ℓ,k] · R[k,j,i]``.
+    """Entries of a Monarch matrix, ``M[(ℓ,j),(k,i)] = Σ_t L[j,ℓ,(k,t)] · R[k,(j,t),i]``.
 
-    ``L`` (..., J, S, K) and ``R`` (..., K, J, I) give (..., S·J, K·I). Costs one multiply per entry.
+    ``L`` (..., J, S, K·T) and ``R`` (..., K, J·T, I) give (..., S·J, K·I). Costs T multiply-adds per entry.
     """
-    J, S, K = L.shape[-3:]
-    I = R.shape[-1]
-    M = torch.einsum("...jlk,...kji->...ljki", L, R)
+    (J, S, _), (K, _, I) = L.shape[-3:], R.shape[-3:]
+    M = torch.einsum("...jlkt,...kjti->...ljki", L.unflatten(-1, (K, -1)), R.unflatten(-2, (J, -1)))
     return M.reshape(*M.shape[:-4], S * J, K * I)
 
 
-def monarch_multiply(x: Tensor, L: Tensor, R: Tensor) -> Tensor:
-    """``y = M x`` along the last dimension: ``y[(ℓ,j)] = Σ_k L[j,ℓ,k] Σ_i R[k,j,i] x[(k,i)]``.
+def monarch_multiply(x: Tensor, L: Tensor, R: Tensor, *, blocks: bool = False) -> Tensor:
+    """``y = M x`` along the last dimension: ``y[(ℓ,j)] = Σ_kt L[j,ℓ,(k,t)] Σ_i R[k,(j,t),i] x[(k,i)]``.
 
-    ``x`` (..., K·I), ``L`` (..., J, S, K), ``R`` (..., K, J, I); leading dimensions broadcast. Returns
-    (..., S·J).
+    ``x`` (..., K·I), ``L`` (..., J, S, K·T), ``R`` (..., K, J·T, I); leading dimensions broadcast. Returns
+    (..., S·J), ordered (j,ℓ) instead with ``blocks``.
     """
-    K, I = R.shape[-3], R.shape[-1]
-    z = torch.einsum("...kji,...ki->...kj", R, x.reshape(*x.shape[:-1], K, I))
-    return torch.einsum("...jlk,...kj->...lj", L, z).flatten(-2)
+    J, (K, _, I) = L.shape[-3], R.shape[-3:]
+    z = torch.einsum("...kri,...ki->...kr", R, x.reshape(*x.shape[:-1], K, I)).unflatten(-1, (J, -1))
+    order = "jl" if blocks else "lj"
+    return torch.einsum(f"...jlkt,...kjt->...{order}", L.unflatten(-1, (K, -1)), z).flatten(-2)
 
 
 def spectral_convolution(

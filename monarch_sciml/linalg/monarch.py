@@ -33,12 +33,13 @@ class StridePermutation(LinearOperator):
 
 
 class MonarchMatrix(LinearOperator):
-    """``M[(ℓ,j),(k,i)] = L[j,ℓ,k] · R[k,j,i]``: two block-diagonal factors around a permutation.
+    """``M[(ℓ,j),(k,i)] = Σ_t L[j,ℓ,(k,t)] · R[k,(j,t),i]``: two block-diagonal factors around a permutation.
 
-    ``L`` (..., J, S, K) holds J blocks of S × K, ``R`` (..., K, J, I) holds K blocks of J × I; the matrix
-    has S·J rows and K·I columns, J·S·K + K·J·I parameters, and multiplies a vector in as many
-    multiply-adds. Real or complex, any dtype; leading dimensions make a batch of matrices. Raises
-    ``InputError`` when the factors do not fit together.
+    ``L`` (..., J, S, K·T) holds J blocks of S × K·T, ``R`` (..., K, J·T, I) holds K blocks of J·T × I; the
+    matrix has S·J rows and K·I columns, T·J·K·(S + I) parameters, and multiplies a vector in as many
+    multiply-adds. Its slices ``M[:, j, k, :]`` have rank T; T = 1 is the Monarch matrix proper. Real or
+    complex, any dtype; leading dimensions make a batch of matrices. Raises ``InputError`` when the factors do
+    not fit together.
     """
 
     def __init__(self, L: Tensor, R: Tensor):
@@ -50,13 +51,17 @@ class MonarchMatrix(LinearOperator):
                 "expand the smaller factor to the batch of the other",
             )
         self.L, self.R = L, R
-        J, S, K = L.shape[-3:]
-        self.shape = (S * J, K * R.shape[-1])
+        self.shape = (L.shape[-2] * L.shape[-3], R.shape[-3] * R.shape[-1])
 
     @property
     def nblocks(self) -> tuple[int, int]:
         """(J, K): the number of blocks of L and of R."""
         return self.L.shape[-3], self.R.shape[-3]
+
+    @property
+    def rank(self) -> int:
+        """T, the rank of the slices ``M[:, j, k, :]``."""
+        return self.R.shape[-2] // self.L.shape[-3]
 
     def __call__(self, x: Tensor) -> Tensor:
         """M x for one vector (n,) or for the rows of x (..., n).
@@ -71,8 +76,7 @@ class MonarchMatrix(LinearOperator):
     @property
     def H(self) -> LinearOperator:
         """The adjoint, Monarch again between two stride permutations: factors R[k]ᴴ and L[j]ᴴ."""
-        J, S, K = self.L.shape[-3:]
-        I = self.R.shape[-1]
+        (J, S, _), (K, _, I) = self.L.shape[-3:], self.R.shape[-3:]
         inner = MonarchMatrix(self.R.mH, self.L.mH)
         return StridePermutation(I, K) @ inner @ StridePermutation(S, J)
 
@@ -82,4 +86,4 @@ class MonarchMatrix(LinearOperator):
         return M if dtype is None else M.to(dtype)
 
     def __repr__(self) -> str:
-        return f"MonarchMatrix{self.shape} with {self.nblocks} blocks, {self.L.dtype}"
+        return f"MonarchMatrix{self.shape} with {self.nblocks} blocks of rank {self.rank}, {self.L.dtype}"

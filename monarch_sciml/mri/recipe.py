@@ -82,8 +82,8 @@ class TrainConfig:
     """Passes over the training slices."""
     batch: int = 1
     """Slices per step; sizes and coil counts may differ."""
-    learning_rate: float | None = None
-    """Peak of a one-cycle schedule; 3e-3 for mSENSE, 1e-3 for the others by default."""
+    learning_rate: float = 1e-3
+    """Peak of a one-cycle schedule."""
     transform_rate: float = 3.0
     """Learning rate of an unrolled network's learned transforms relative to the rest."""
     seed: int = 0
@@ -103,13 +103,8 @@ class TrainConfig:
             if value is not None and not value >= least:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{name} of at least {least}", str(value), f"raise {option}")
-        if self.learning_rate is not None and not self.learning_rate > 0:
+        if not self.learning_rate > 0:
             raise InputError("a positive learning_rate", str(self.learning_rate), "raise --learning-rate")
-
-    @property
-    def peak_rate(self) -> float:
-        """The learning rate in use."""
-        return self.learning_rate or (3e-3 if self.model == "msense" else 1e-3)
 
 
 class Example(NamedTuple):
@@ -314,7 +309,7 @@ def _optimiser(config: TrainConfig):
         transforms = {p for t in learned_transforms(model) for p in t.parameters()}
         rest = [p for p in model.parameters() if p not in transforms]
         apart = [p for p in model.parameters() if p in transforms]
-        rates = [config.peak_rate, config.peak_rate * (config.transform_rate if rest else 1)]
+        rates = [config.learning_rate, config.learning_rate * (config.transform_rate if rest else 1)]
         groups = [(p, rate) for p, rate in zip((rest, apart), rates, strict=True) if p]
         adam = torch.optim.Adam([{"params": p, "lr": rate} for p, rate in groups])
         # of 10 steps or fewer, the tenth that warms up is empty, by which torch divides

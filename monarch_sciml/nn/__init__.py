@@ -1,6 +1,7 @@
 """Trainable layers built on Monarch transforms."""
 
 from monarch_sciml.nn.fourier import LearnedFourier
+from monarch_sciml.nn.linear import MonarchLinear
 from monarch_sciml.nn.pointwise import PointwiseConv, use_pointwise_products
 from monarch_sciml.nn.spectral import MonarchSpectralConv
 from monarch_sciml.nn.transform import LearnedTransform
@@ -8,6 +9,7 @@ from monarch_sciml.nn.transform import LearnedTransform
 __all__ = [
     "LearnedFourier",
     "LearnedTransform",
+    "MonarchLinear",
     "MonarchSpectralConv",
     "PointwiseConv",
     "use_pointwise_products",

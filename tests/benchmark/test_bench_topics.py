@@ -136,6 +136,7 @@ def test_the_bare_fft_is_compared_through_shifts():
 
 def test_a_step_begins_with_the_same_prediction_and_trains():
     (case,) = step.cases(quick=True)
-    ours, peer = ([c.run() for _ in range(8)] for c in case.contenders)
+    ours, peer, products = ([c.run() for _ in range(8)] for c in case.contenders)
     assert relative_error(ours[:1], peer[:1]) < 1e-5
+    assert relative_error(products[:1], peer[:1]) < 1e-5
     assert relative_error(ours[7:], ours[:1]) > 0.01

@@ -132,7 +132,7 @@ def test_without_a_compiler_the_gemm_path_runs(monkeypatch):
     expected = convolve("gemm", *tensors)
     monkeypatch.setattr(dispatch.native, "available", lambda: False)
     assert torch.equal(convolve("auto", *tensors), expected)
-    with pytest.raises(InputError, match="a C.. compiler for backend 'native'"):
+    with pytest.raises(InputError, match=r"a C\+\+ compiler for backend 'native'"):
         convolve("native", *tensors)
 
 

@@ -9,27 +9,38 @@ from laws import assert_adjoint, assert_linear, assert_unitary, relative_error
 from monarch_sciml import InputError, LinearOperator, MonarchMatrix
 from monarch_sciml.linalg import StridePermutation, dft
 
-# (J, S, K, I)
-BLOCKS = [(3, 3, 3, 3), (3, 4, 4, 3), (2, 5, 3, 7), (1, 6, 1, 5), (5, 1, 7, 1)]
+# (J, S, K, I), and the rank of slices where it is not one
+BLOCKS = [
+    (3, 3, 3, 3),
+    (3, 4, 4, 3),
+    (2, 5, 3, 7),
+    (1, 6, 1, 5),
+    (5, 1, 7, 1),
+    (3, 4, 4, 3, 3),
+    (2, 5, 3, 7, 2),
+]
 DTYPES = [torch.float64, torch.complex128]
 
 
 def monarch(blocks, dtype=torch.complex128, batch=()):
-    J, S, K, I = blocks
-    return MonarchMatrix(torch.randn(*batch, J, S, K, dtype=dtype), torch.randn(*batch, K, J, I, dtype=dtype))
+    J, S, K, I, T = (*blocks, 1)[:5]
+    L, R = torch.randn(*batch, J, S, K * T, dtype=dtype), torch.randn(*batch, K, J * T, I, dtype=dtype)
+    return MonarchMatrix(L, R)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_entries_follow_the_definition(blocks, dtype):
-    J, S, K, I = blocks
+    J, S, K, I, T = (*blocks, 1)[:5]
     M = monarch(blocks, dtype)
     dense = M.to_dense()
     assert M.shape == dense.shape == (S * J, K * I)
-    assert M.nblocks == (J, K)
+    assert (M.nblocks, M.rank) == ((J, K), T)
     for ell, j, k, i in product(range(S), range(J), range(K), range(I)):
-        entry = dense[ell * J + j, k * I + i]
-        assert abs(entry - M.L[j, ell, k] * M.R[k, j, i]) < 1e-14
+        entry = M.L[j, ell, k * T : k * T + T] @ M.R[k, j * T : j * T + T, i]
+        assert abs(entry - dense[ell * J + j, k * I + i]) < 1e-14
+    slices = dense.view(S, J, K, I).permute(1, 2, 0, 3)
+    assert (torch.linalg.matrix_rank(slices) == min(S, T, I)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -53,9 +64,16 @@ def test_the_adjoint_is_the_conjugate_transpose(blocks, dtype):
     assert relative_error(M.H.to_dense(dtype), M.to_dense().mH) < 1e-14
 
 
+def test_single_precision():
+    M = monarch((5, 7, 6, 9, 2), torch.float32)  # the path compiled for CPUs, where there is one
+    x, y = torch.randn(54), torch.randn(35)
+    assert relative_error(M @ x, M.to_dense() @ x) < 1e-6
+    assert relative_error(M.H @ y, M.to_dense().mT @ y) < 1e-6
+
+
 @pytest.mark.parametrize("batch", [(2,), (12,), (2, 3)], ids=str)
 def test_a_batch_of_matrices_broadcasts_like_matmul(batch):
-    M = monarch((3, 2, 4, 3), batch=batch)  # 6 × 12; with 12 matrices a mix-up of axes would go unnoticed
+    M = monarch((3, 2, 4, 3, 2), batch=batch)  # 6 × 12; with 12 matrices a mix-up of axes would go unnoticed
     dense = M.to_dense()
     assert dense.shape == (*batch, 6, 12)
     for shape in ((12,), (12, 5), (12, 12), (*batch, 12, 5), (4, *[1] * len(batch), 12, 5)):
@@ -104,7 +122,7 @@ def test_gradients_reach_the_factors():
 
 def test_operators_print_their_shape():
     M = monarch((3, 4, 4, 3), torch.float64)
-    assert repr(M) == "MonarchMatrix(12, 12) with (3, 4) blocks, torch.float64"
+    assert repr(M) == "MonarchMatrix(12, 12) with (3, 4) blocks of rank 1, torch.float64"
     assert repr(StridePermutation(3, 4) @ M) == f"StridePermutation(12, 12) @ {M!r}"
     assert "(12, 12)" in repr(M + M)
 

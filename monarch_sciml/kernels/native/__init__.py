@@ -1,6 +1,8 @@
 """C++ kernels for CPUs, compiled for the processor at hand on first use; see ``build.library``."""
 
 from monarch_sciml.kernels.native.build import available
+from monarch_sciml.kernels.native.monarch import monarch_multiply
+from monarch_sciml.kernels.native.separable import separable_multiply
 from monarch_sciml.kernels.native.spectral import spectral_convolution
 
-__all__ = ["available", "spectral_convolution"]
+__all__ = ["available", "monarch_multiply", "separable_multiply", "spectral_convolution"]

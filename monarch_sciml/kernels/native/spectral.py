@@ -15,8 +15,11 @@ from monarch_sciml.kernels.native.build import library
 __all__ = ["spectral_convolution"]
 
 
+MATRICES = (1, 2, 4, 5)  # among the operands: Wa, Ea, Es, Ws
+
+
 class _Sizes(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_ssize_t) for n in "B Ci Co H W mh mw oH oW threads".split()]
+    _fields_ = [(n, ctypes.c_ssize_t) for n in ("B", "Ci", "Co", "H", "W", "mh", "mw", "oH", "oW", "threads")]
 
 
 def _sizes(x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> _Sizes:
@@ -102,12 +105,13 @@ def _(grad, x, Wa, Ea, weight, Es, Ws, Z, Y, T, U, needs):
 def _gradients(
     x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor, needs: list[bool]
 ) -> list[Tensor]:
-    """Memory for the gradients, empty where none is needed; what is summed up starts from zero."""
-    bias = x.new_empty(weight.shape[3])
-    new = [torch.empty_like if t is x or t is weight else torch.zeros_like for t in (x, Wa, Ea, weight)]
-    tensors = (x, Wa, Ea, weight, Es, Ws, bias)
-    new += [torch.zeros_like] * 3
-    return [make(t) if need else t.new_empty(0) for make, t, need in zip(new, tensors, needs, strict=True)]
+    """Memory for the gradients, empty where none is needed; those of matrices and bias are summed up."""
+    written, bias = (x, weight), x.new_empty(weight.shape[3])
+    grads = []
+    for t, need in zip((x, Wa, Ea, weight, Es, Ws, bias), needs, strict=True):
+        make = torch.empty_like if any(t is w for w in written) else torch.zeros_like
+        grads.append(make(t) if need else t.new_empty(0))
+    return grads
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -120,18 +124,21 @@ def _differentiate(ctx: Any, grad: Tensor, *unused: Tensor):
     needs = list(ctx.needs_input_grad[:7])
     if torch.is_grad_enabled():  # somebody differentiates twice: through the path made of torch's operations
         inputs = [t for t, need in zip((*tensors, bias), needs, strict=True) if need]
-        again = iter(torch.autograd.grad(_plain(*tensors, bias), inputs, grad, create_graph=True))
+        y = _plain(tensors, bias)
+        again = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
         return *(next(again) if need else None for need in needs), None
     # the matrices of both directions are differentiated together
-    matrices = [any(needs[i] for i in (1, 2, 4, 5)) if i in (1, 2, 4, 5) else n for i, n in enumerate(needs)]
-    grads = torch.ops.monarch_sciml.spectral_backward(grad.contiguous(), *tensors, Z, Y, T, U, matrices)
+    matrices = any(needs[i] for i in MATRICES)
+    wanted = [matrices if i in MATRICES else need for i, need in enumerate(needs)]
+    grads = torch.ops.monarch_sciml.spectral_backward(grad.contiguous(), *tensors, Z, Y, T, U, wanted)
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
 
 
 _spectral.register_autograd(_differentiate, setup_context=_save)
 
 
-def _plain(x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor, bias: Tensor | None):
+def _plain(tensors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    x, Wa, Ea, weight, Es, Ws = tensors
     y = gemm.spectral_convolution(x, [Ea, Wa], weight, [Es, Ws.transpose(0, 1) * _SIGNS[:, None, None]])
     return y if bias is None else y + bias[:, None, None]
 

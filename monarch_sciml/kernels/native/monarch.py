@@ -1,0 +1,92 @@
+"""The product with a Monarch matrix in C++: forward and backward as operators that torch knows."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.kernels import gemm
+from monarch_sciml.kernels.native.build import library
+
+__all__ = ["monarch_multiply"]
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_ssize_t) for n in ("N", "J", "S", "K", "I", "T", "threads")]
+
+
+def _call(name: str, x: Tensor, L: Tensor, R: Tensor, blocks: bool, *operands: Tensor | None) -> None:
+    """Calls a kernel with sizes, operands in its order, and the layout. They are contiguous, None is null."""
+    (J, S, _), (K, rows, I) = L.shape, R.shape
+    sizes = _Sizes(x.shape[0], J, S, K, I, rows // J, torch.get_num_threads())
+    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in operands]
+    getattr(library(), name)(ctypes.byref(sizes), *pointers, ctypes.c_int(blocks))
+
+
+@torch.library.custom_op("monarch_sciml::monarch", mutates_args=(), device_types="cpu")
+def _monarch(x: Tensor, L: Tensor, R: Tensor, blocks: bool) -> Tensor:
+    """x (N, K·I) → y (N, S·J)."""
+    y = x.new_empty(x.shape[0], L.shape[0] * L.shape[1])
+    _call("monarch_forward", x, L, R, blocks, x, L, R, y)
+    return y
+
+
+@_monarch.register_fake
+def _(x, L, R, blocks):
+    return x.new_empty(x.shape[0], L.shape[0] * L.shape[1])
+
+
+@torch.library.custom_op("monarch_sciml::monarch_backward", mutates_args=(), device_types="cpu")
+def _backward(grad: Tensor, x: Tensor, L: Tensor, R: Tensor, blocks: bool, needs: list[bool]) -> list[Tensor]:
+    """Gradients of x and of both factors, which come together; empty where none is needed."""
+    grads = _gradients_like(grad, x, L, R, blocks, needs)
+    pointers = [g if need else None for g, need in zip(grads, needs, strict=True)]
+    for sums in grads[1:]:
+        sums.zero_()
+    _call("monarch_backward", x, L, R, blocks, grad, x, L, R, *pointers)
+    return grads
+
+
+@_backward.register_fake
+def _gradients_like(grad, x, L, R, blocks, needs):
+    return [torch.empty_like(t) if need else t.new_empty(0) for t, need in zip((x, L, R), needs, strict=True)]
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.blocks = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, L, R = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:3])
+    if torch.is_grad_enabled():  # somebody differentiates twice: in torch's operations
+        J, S, _ = L.shape
+        g = (
+            grad.unflatten(1, (J, S)).permute(1, 2, 0)
+            if ctx.blocks
+            else grad.unflatten(1, (S, J)).permute(2, 1, 0)
+        )
+        return *gemm.monarch_gradients(g, x, L, R, needs), None
+    factors = needs[1] or needs[2]
+    found = torch.ops.monarch_sciml.monarch_backward(
+        grad.contiguous(), x, L, R, ctx.blocks, [needs[0], factors, factors]
+    )
+    return *(g if need else None for g, need in zip(found, needs, strict=True)), None
+
+
+_monarch.register_autograd(_differentiate, setup_context=_save)
+
+
+def monarch_multiply(x: Tensor, L: Tensor, R: Tensor, *, blocks: bool = False) -> Tensor:
+    """``y = M x`` along the last dimension of x, float32 on a CPU; formula in ``reference.monarch_multiply``.
+
+    x is read and y written once; what lies between stays in cache, and is computed again in the backward
+    pass, which keeps x only.
+    """
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    y = torch.ops.monarch_sciml.monarch(rows, L.contiguous(), R.contiguous(), blocks)
+    return y.view(*x.shape[:-1], y.shape[-1])

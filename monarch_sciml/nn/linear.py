@@ -1,0 +1,131 @@
+"""A linear layer whose weight is a Monarch matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import monarch_dense, monarch_multiply
+from monarch_sciml.linalg import project
+
+__all__ = ["MonarchLinear"]
+
+
+class MonarchLinear(nn.Module):
+    """``y = M x + b`` with a Monarch matrix of few blocks in place of the weight of ``nn.Linear``.
+
+    ``M[(j,ℓ),(k,i)] = Σ_t L[j,ℓ,(k,t)] R[k,(j,t),i]`` with n = ``nblocks`` blocks in either factor: cut into
+    n × n tiles, M has tiles of rank q/n, with q the smaller side of a tile rounded up to a multiple of n. It
+    is the layer of Dao et al. (ICML 2022, arXiv 2204.00595), but for the order of the outputs, which is the
+    one L's blocks produce them in: a permutation would be one more pass over memory, and whatever follows can
+    learn to do without.
+
+    Parameters: ``R`` (n, q, ⌈in/n⌉), ``L`` (n, ⌈out/n⌉, q), ``bias`` (out,). Without bias they are q·(in +
+    out) numbers, in whole blocks, and that many multiply-adds a row, where a dense weight has in·out. Sizes
+    that n does not divide are rounded up: the input is padded with zeros, the output cropped, each a copy.
+
+    Args:
+        in_features, out_features: sizes of the last dimension of input and output.
+        nblocks: number of blocks n. One block is a product of two dense matrices, without loss.
+        bias: whether to add a trainable constant to each output.
+        device, dtype: of the parameters.
+
+    Shapes:
+        x (..., in_features) → (..., out_features).
+
+    Outputs start with the mean and variance they have in ``nn.Linear``, 1/3 of that of the input.
+
+    Raises:
+        InputError: sizes below one, or an input of another size.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        nblocks: int = 4,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        if min(in_features, out_features, nblocks) < 1:
+            raise InputError(
+                "at least one feature and one block",
+                f"in_features={in_features}, out_features={out_features}, nblocks={nblocks}",
+                "pass positive numbers",
+            )
+        self.in_features, self.out_features, self.nblocks = in_features, out_features, nblocks
+        I, S = -(-in_features // nblocks), -(-out_features // nblocks)
+        q = -(-min(I, S) // nblocks) * nblocks
+        self.L = nn.Parameter(torch.empty(nblocks, S, q, device=device, dtype=dtype))
+        self.R = nn.Parameter(torch.empty(nblocks, q, I, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the factors anew, uniformly, so that each of them scales the variance by 1/√3.
+
+        Together that is the 1/3 of ``nn.Linear``, whose weights are uniform in ±1/√in. A row of L meets q
+        numbers; one of R in/nblocks on average, of all its blocks, for padding adds none.
+        """
+        for factor, terms in ((self.L, self.L.shape[2]), (self.R, self.in_features / self.nblocks)):
+            bound = (3**0.5 / terms) ** 0.5  # a variance of bound²/3
+            nn.init.uniform_(factor, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -(self.in_features**-0.5), self.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) → (..., out_features)."""
+        if x.shape[-1] != self.in_features:
+            raise InputError(
+                f"a last dimension of {self.in_features}", f"x {tuple(x.shape)}", "check in_features"
+            )
+        padding = self.nblocks * self.R.shape[2] - self.in_features
+        if padding:
+            x = F.pad(x, (0, padding))
+        y = monarch_multiply(x, self.L, self.R, blocks=True)[..., : self.out_features]
+        return y if self.bias is None else y + self.bias.to(y.dtype)  # y is of lower precision in autocast
+
+    def to_linear(self) -> nn.Linear:
+        """The dense layer of the same map."""
+        has_bias = self.bias is not None
+        linear = nn.Linear(
+            self.in_features, self.out_features, has_bias, device=self.L.device, dtype=self.L.dtype
+        )
+        with torch.no_grad():
+            M = monarch_dense(self.L, self.R).unflatten(0, (-1, self.nblocks)).transpose(0, 1).flatten(0, 1)
+            linear.weight.copy_(M[: self.out_features, : self.in_features])
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, nblocks: int = 4) -> MonarchLinear:
+        """The layer whose weight is nearest to that of ``linear`` in the Frobenius norm.
+
+        Each tile becomes its truncated singular value decomposition, see ``linalg.project``. A weight of
+        float16 or bfloat16 is decomposed in float32.
+        """
+        weight = linear.weight.detach()
+        has_bias = linear.bias is not None
+        layer = cls(linear.in_features, linear.out_features, nblocks, has_bias, weight.device, weight.dtype)
+        (J, S, q), I = layer.L.shape, layer.R.shape[2]
+        A = F.pad(weight, (0, nblocks * I - layer.in_features, 0, J * S - layer.out_features))
+        A = A.unflatten(0, (J, S)).transpose(0, 1).flatten(0, 1)  # rows (j,ℓ) → (ℓ,j)
+        M = project(A.to(torch.promote_types(A.dtype, torch.float32)), (J, nblocks), rank=q // nblocks)
+        with torch.no_grad():
+            layer.L.copy_(M.L)
+            layer.R.copy_(M.R)
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias)
+        return layer
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows between the brackets."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"nblocks={self.nblocks}, bias={self.bias is not None}"
+        )

@@ -1,0 +1,71 @@
+"""What torch can do with the layers: compile without graph breaks, export, train in bfloat16."""
+
+import io
+import math
+
+import pytest
+import torch
+from laws import relative_error
+
+from monarch_sciml.nn import MonarchSpectralConv
+from monarch_sciml.pde.models import fno_monarch
+
+
+def gradients(module, x, seed):
+    y = module(x)
+    return [y, *torch.autograd.grad(y, [x, *module.parameters()], seed)]
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_the_layer_compiles_without_graph_breaks(learned):
+    conv = MonarchSpectralConv(3, 4, (6, 5), grid=(12, 9), learned=learned)
+    x, seed = torch.randn(2, 3, 12, 9, requires_grad=True), torch.randn(2, 4, 12, 9)
+    expected = gradients(conv, x, seed)
+    found = gradients(torch.compile(conv, fullgraph=True, backend="aot_eager"), x, seed)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-6
+
+
+def model():
+    torch.manual_seed(0)
+    return fno_monarch((6, 6), 8, (16, 16), in_channels=1, out_channels=1, layers=2)
+
+
+def test_the_operator_compiles_without_graph_breaks():
+    operator, x = model(), torch.randn(2, 1, 16, 16)
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(x), operator(x)) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trained_operator_is_exported():
+    operator, x = train(model(), torch.float32)[0].eval(), torch.randn(2, 1, 16, 16)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(operator, (x,)), file)
+    file.seek(0)
+    assert relative_error(torch.export.load(file).module()(x), operator(x)) < 1e-6
+
+
+def train(operator, dtype):
+    """A few steps towards a shifted and smoothed field; returns the loss of the last ten."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(operator.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        phase = 2 * math.pi * torch.rand(8, 1, 1, 1, generator=generator)
+        s = 2 * math.pi * torch.arange(16) / 16
+        x = torch.sin(s + phase) * torch.cos(s[:, None] - phase)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = (operator(x) - 0.5 * x.roll(2, -1)).float().square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return operator, sum(losses[-10:]) / 10, losses[0]
+
+
+def test_bfloat16_trains_as_float32_does():
+    _, exact, first = train(model(), torch.float32)
+    _, rounded, _ = train(model(), torch.bfloat16)
+    assert exact < first / 20
+    assert abs(rounded / exact - 1) < 0.1
