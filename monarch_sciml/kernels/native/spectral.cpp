@@ -357,10 +357,15 @@ void spectral_backward(
             }
             if (grad_x || grad_Wa) {
                 for (size i = 0; i < Ci; i += LANES)
-                    for (size o = 0; o < 2 * Co; o += LANES)
+                    for (size o = 0; o < 2 * Co; o += LANES) {
+                        const size rows = Ci - i < LANES ? Ci - i : LANES;
+                        if (k + 1 < s->mh * s->mw)  // the same tile of the next mode
+                            for (size r = 0; r < rows; r++)
+                                __builtin_prefetch(w + (Ci + i + r) * 2 * Co + o);
                         transpose(
-                            w + i * 2 * Co + o, 2 * Co, Ci - i < LANES ? Ci - i : LANES,
-                            2 * Co - o < LANES ? 2 * Co - o : LANES, &turned[o * Cip + i], Cip);
+                            w + i * 2 * Co + o, 2 * Co, rows, 2 * Co - o < LANES ? 2 * Co - o : LANES,
+                            &turned[o * Cip + i], Cip);
+                    }
                 multiply(
                     2 * s->B, 2 * Co, 1, Cip / LANES, {pairs.data(), pitch, 1, 0}, {turned.data(), LANES, Cip, 0},
                     gZ.data + k * gZ.mode(), [=](size r) { return r * Cip; }, LANES);
