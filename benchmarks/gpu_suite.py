@@ -106,9 +106,12 @@ def kernel_count(run: Callable[[], Any], device: str) -> int | None:
 def usable(run: Callable[[Any], Any]) -> list[Backend]:
     """The backends that can be forced for this operation on this device."""
     found = []
+    skipped = {"auto", "reference"}
+    if not torch.cuda.is_available():
+        skipped.add("triton")  # it would be interpreted
     for backend in get_args(Backend):
         try:
-            if backend not in ("auto", "reference"):
+            if backend not in skipped:
                 run(backend)
                 found.append(backend)
         except InputError:  # not meant for it; other exceptions are failures, and show when it is measured
