@@ -148,6 +148,8 @@ def _run(command: Any) -> None:
                 print(f"monarch-sciml: outputs differ: {cells}", file=sys.stderr)
                 raise SystemExit(1)
         case Info():
+            from monarch_sciml.kernels import native
             from monarch_sciml.training.run import environment
 
-            print("\n".join(f"{name:>14}  {value}" for name, value in environment().items()))
+            facts = environment() | {"C++ kernels": "compiled" if native.available() else "not available"}
+            print("\n".join(f"{name:>14}  {value}" for name, value in facts.items()))

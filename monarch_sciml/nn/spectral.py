@@ -191,7 +191,9 @@ class MonarchSpectralConv(nn.Module):
             for t, n, used in zip(self._transforms(self.synthesis), sizes, self._used, strict=True)
         ]
         bias = None if self.bias is None else self.bias.flatten()
-        return spectral_convolution(x, analysis, self.weight[tuple(self._used)], synthesis, bias=bias)
+        # taken apart only if needed: the gradient of a part is a second array as large as the whole
+        weight = self.weight if self.n_modes == self.max_n_modes else self.weight[tuple(self._used)]
+        return spectral_convolution(x, analysis, weight, synthesis, bias=bias)
 
     def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
         """``x`` on the output grid of ``forward``, by trigonometric interpolation: exact if band-limited."""

@@ -1,0 +1,235 @@
+// The stages of the spectral convolution, each on one group: a sample and LANES of its channels.
+//
+// An image becomes T (H, part, l, lane) by the last axis' matrix, a few columns of it, and modes (k, part, l, lane) by
+// the other axis'; "part" is real or imaginary, and complex products run as real ones with [[Er, −Ei], [Ei, Er]].
+#pragma once
+
+#include "tile.h"
+
+#include <vector>
+
+namespace {
+
+constexpr size BLOCK = VECTORS;  // image rows transposed at a time
+typedef std::vector<float> Buffer;
+
+struct Axes {  // one direction: a real image (C, H, W) ↔ modes (mh, mw)
+    size C, H, W, mh, mw;
+    size groups() const { return padded(C) / LANES; }
+    size columns() const { return 2 * mw; }                        // (part, l)
+    size strip() const { return H * columns() * LANES; }           // T of a group: (H, part, l, lane)
+    size spectrum() const { return mh * columns() * LANES; }       // modes of a group: (k, part, l, lane)
+};
+
+// [[Er, −Ei], [Ei, Er]] with rows (i, part) and columns (j, part), from planes (2, m, n); or its transpose.
+Buffer embed(const float* E, size m, size n, bool transposed) {
+    Buffer out(4 * m * n);
+    for (size i = 0; i < m; i++)
+        for (size j = 0; j < n; j++) {
+            const float re = E[i * n + j], im = E[(m + i) * n + j];
+            const float entry[2][2] = {{re, -im}, {im, re}};
+            for (int p = 0; p < 2; p++)
+                for (int q = 0; q < 2; q++)
+                    if (transposed)
+                        out[(2 * j + q) * 2 * m + 2 * i + p] = entry[p][q];
+                    else
+                        out[(2 * i + p) * 2 * n + 2 * j + q] = entry[p][q];
+        }
+    return out;
+}
+
+Buffer transposed(const float* A, size m, size n) {
+    Buffer out(m * n);
+    for (size i = 0; i < m; i++)
+        for (size j = 0; j < n; j++) out[j * m + i] = A[i * n + j];
+    return out;
+}
+
+// Rows of an image (C, H, W), LANES channels: out (W, rows, lane). Adds the sum over the image to `sum`.
+void to_lanes(const Axes& a, const float* image, size channels, size h, size rows, float* out, vec* sum) {
+    for (size r = 0; r < rows; r++)
+        for (size w = 0; w < a.W; w += LANES) {
+            const size n = a.W - w < LANES ? a.W - w : LANES;
+            if (h + r + BLOCK < a.H)  // what the next call reads: planes are too far apart for the hardware to see
+                for (size c = 0; c < channels; c++)
+                    __builtin_prefetch(image + (c * a.H + h + r + BLOCK) * a.W + w);
+            transpose(image + (h + r) * a.W + w, a.H * a.W, channels, n, out + (w * BLOCK + r) * LANES,
+                BLOCK * LANES);
+        }
+    if (sum) {
+        vec part{};  // a sum of sums: rounding grows with the length of each
+        for (size w = 0; w < a.W; w++)
+            for (size r = 0; r < rows; r++) part += load(out + (w * BLOCK + r) * LANES);
+        *sum += part;
+    }
+}
+
+// T = A x for a group: A (2·mw, W), T (H, part, l, lane)
+void analyse_rows(
+    const Axes& a, const float* A, const float* image, size channels, float* T, float* scratch, vec* sum) {
+    for (size h = 0; h < a.H; h += BLOCK) {
+        const size rows = a.H - h < BLOCK ? a.H - h : BLOCK;
+        to_lanes(a, image, channels, h, rows, scratch, sum);
+        multiply(
+            a.columns(), a.W, 1, rows, {A, a.W, 1, 0}, {scratch, LANES, BLOCK * LANES, 0},
+            T + h * a.columns() * LANES, [](size r) { return r * LANES; }, a.columns() * LANES);
+    }
+}
+
+// image = Aᵀ-like product with T: A (W, 2·mw), T (H, part, l, lane) → rows of the image, plus bias
+void synthesise_rows(
+    const Axes& a, const float* A, const float* T, size channels, const float* bias, float* image, float* scratch) {
+    vec offset{};
+    if (bias) memcpy(&offset, bias, channels * sizeof(float));
+    for (size h = 0; h < a.H; h += BLOCK) {
+        const size rows = a.H - h < BLOCK ? a.H - h : BLOCK;
+        multiply(
+            a.W, a.columns(), 1, rows, {A, a.columns(), 1, 0},
+            {T + h * a.columns() * LANES, a.columns() * LANES, LANES, 0}, scratch,
+            [](size w) { return w * BLOCK * LANES; }, LANES);
+        for (size r = 0; r < rows; r++)
+            for (size w = 0; w < a.W; w += LANES) {
+                const size n = a.W - w < LANES ? a.W - w : LANES;
+                untranspose(
+                    scratch + (w * BLOCK + r) * LANES, BLOCK * LANES, offset, channels, n,
+                    image + (h + r) * a.W + w, a.H * a.W);
+            }
+    }
+}
+
+// D (2·mw, W) += Σ over rows and channels of T · x: the gradient of the matrix of the last axis
+void row_gradient(
+    const Axes& a, const float* T, const float* image, size channels, float* D, float* scratch) {
+    const size pitch = padded(a.W);
+    for (size h = 0; h < a.H; h += BLOCK) {
+        const size rows = a.H - h < BLOCK ? a.H - h : BLOCK;
+        for (size r = 0; r < rows; r++)
+            for (size c = 0; c < channels; c++) {
+                float* to = scratch + (r * LANES + c) * pitch;
+                memcpy(to, image + (c * a.H + h + r) * a.W, a.W * sizeof(float));
+                memset(to + a.W, 0, (pitch - a.W) * sizeof(float));
+            }
+        multiply(
+            a.columns(), channels, rows, pitch / LANES,
+            {T + h * a.columns() * LANES, LANES, 1, a.columns() * LANES},
+            {scratch, LANES, pitch, LANES * pitch}, D, [=](size r) { return r * pitch; }, LANES, true);
+    }
+}
+
+// D (m, n, 2, lane) += Σ_l conj-product of g (m, part, l, lane) and x (n, part, l, lane):
+// real part gr·xr + gi·xi, imaginary part gi·xr − gr·xi
+template <int M, int N>
+void complex_tile(size L, const float* g, const float* x, size stride, float* D, size ds) {
+    vec acc[M][N][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) {
+            acc[i][j][0] = load(D + i * ds + j * 2 * LANES);
+            acc[i][j][1] = load(D + i * ds + j * 2 * LANES + LANES);
+        }
+    for (size l = 0; l < L; l++, g += LANES, x += LANES) {
+        vec xr[N], xi[N];
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) {
+            xr[j] = keep(load(x + j * stride));
+            xi[j] = keep(load(x + j * stride + L * LANES));
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) {
+            const vec gr = load(g + i * stride), gi = load(g + i * stride + L * LANES);
+#pragma GCC unroll 8
+            for (int j = 0; j < N; j++) {
+                acc[i][j][0] += gr * xr[j];
+                acc[i][j][1] += gi * xr[j];
+                acc[i][j][0] += gi * xi[j];
+                acc[i][j][1] -= gr * xi[j];
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) {
+            store(D + i * ds + j * 2 * LANES, acc[i][j][0]);
+            store(D + i * ds + j * 2 * LANES + LANES, acc[i][j][1]);
+        }
+}
+
+void complex_gradient(size m, size n, size L, const float* g, const float* x, float* D) {
+    constexpr int M = LANES == 8 ? 1 : 2, N = LANES == 8 ? 4 : 4;
+    const size stride = 2 * L * LANES, ds = n * 2 * LANES;
+    for (size j = 0; j < n; j += N)
+        for (size i = 0; i < m; i += M) {
+            const float *gi = g + i * stride, *xj = x + j * stride;
+            float* d = D + i * ds + j * 2 * LANES;
+            if (m - i >= M && n - j >= N)
+                complex_tile<M, N>(L, gi, xj, stride, d, ds);
+            else
+                for (size a = 0; a < M && i + a < m; a++)
+                    for (size b = 0; b < N && j + b < n; b++)
+                        complex_tile<1, 1>(L, gi + a * stride, xj + b * stride, stride, d + a * ds + b * 2 * LANES, ds);
+        }
+}
+
+// Modes of all samples and channels: (k, l, b, part, channel), channels padded to whole vectors.
+struct Spectrum {
+    float* data;
+    size B, C, mw;
+    size mode() const { return B * 2 * padded(C); }
+    float* at(size b, size group) const { return data + b * 2 * padded(C) + group * LANES; }
+};
+
+// E (2·mh, 2·H) times T (H, part, l, lane) → the modes of a group
+void analyse_columns(const Axes& a, const Buffer& E, const float* T, const Spectrum& Z, float* to) {
+    const size mode = Z.mode(), part = padded(Z.C), mw = a.mw;
+    multiply(
+        2 * a.mh, 2 * a.H, 1, mw, {E.data(), 2 * a.H, 1, 0}, {T, LANES, mw * LANES, 0}, to,
+        [=](size i) { return i / 2 * mw * mode + i % 2 * part; }, mode);
+}
+
+// a group's modes, gathered (k, part, l, lane)
+void gather(const Axes& a, const Spectrum& Z, const float* from, float* to) {
+    for (size k = 0; k < a.mh; k++)
+        for (size p = 0; p < 2; p++)
+            for (size l = 0; l < a.mw; l++, to += LANES)
+                store(to, load(from + (k * a.mw + l) * Z.mode() + p * padded(Z.C)));
+}
+
+// E (2·H, 2·mh) times modes (k, part, l, lane) → T (H, part, l, lane)
+void synthesise_columns(const Axes& a, const Buffer& E, const float* modes, float* T) {
+    multiply(
+        2 * a.H, 2 * a.mh, 1, a.mw, {E.data(), 2 * a.mh, 1, 0}, {modes, LANES, a.mw * LANES, 0}, T,
+        [=](size i) { return i * a.mw * LANES; }, LANES);
+}
+
+// What a thread sums up: gradients of the matrices of both axes.
+struct Gradients {
+    Buffer rows, columns;
+    Gradients(const Axes& a, bool analysis)
+        : rows(a.columns() * padded(a.W)), columns(a.H * a.mh * 2 * LANES), analysis(analysis) {}
+    bool analysis;
+
+    // columns: (mh, H) in analysis, (H, mh) in synthesis; rows: (2·mw, W) or its transpose
+    void add_to(const Axes& a, float* grad_columns, float* grad_rows) const {
+        const size pitch = padded(a.W), n = a.H * a.mh;
+        for (size r = 0; r < a.columns(); r++)
+            for (size w = 0; w < a.W; w++)
+                grad_rows[analysis ? r * a.W + w : w * a.columns() + r] += rows[r * pitch + w];
+        for (size e = 0; e < n; e++)
+            for (size p = 0; p < 2; p++) {
+                float sum = 0;
+                for (int lane = 0; lane < LANES; lane++) sum += columns[(2 * e + p) * LANES + lane];
+                grad_columns[p * n + e] += sum;
+            }
+    }
+};
+
+size channels_of(const Axes& a, size group) {
+    const size left = a.C - group * LANES;
+    return left < LANES ? left : LANES;
+}
+
+size scratch_size(const Axes& a) { return BLOCK * LANES * padded(a.W); }
+
+}  // namespace
