@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -26,19 +25,8 @@ class FourierTransform(LinearOperator):
     """
 
     def __init__(self, domain: tuple[int, ...], *, inverse: bool = False):
-        self._domain, self.inverse = tuple(domain), inverse
-        n = math.prod(domain)
-        self.shape = (n, n)
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        """(..., H, W)."""
-        return self._domain
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        """As the domain."""
-        return self._domain
+        super().__init__(domain, domain)
+        self.inverse = inverse
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., H, W) → (..., H, W), complex."""
@@ -59,18 +47,9 @@ class SeparableTransform(LinearOperator):
     """
 
     def __init__(self, A: Tensor, B: Tensor, planes: tuple[int, ...] = ()):
+        (M, H), (N, W) = A.shape[-2:], B.shape[-2:]
+        super().__init__((*planes, M, N), (*planes, H, W))
         self.A, self.B, self.planes = A, B, tuple(planes)
-        self.shape = (math.prod(self.codomain), math.prod(self.domain))
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        """(*planes, H, W)."""
-        return (*self.planes, self.A.shape[-1], self.B.shape[-1])
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        """(*planes, M, N)."""
-        return (*self.planes, self.A.shape[-2], self.B.shape[-2])
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., H, W) → (..., M, N); the axis that shrinks more goes first."""
@@ -101,20 +80,9 @@ class FactoredTransform(LinearOperator):
         *,
         adjoint: bool = False,
     ):
+        domain = (*planes, *(L.shape[0] * L.shape[1] for L, _ in (y, x)))
+        super().__init__(domain, domain)
         self.y, self.x, self.planes, self.adjoint = y, x, tuple(planes), adjoint
-        n = math.prod(self.domain)
-        self.shape = (n, n)
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        """(*planes, H, W)."""
-        H, W = (L.shape[0] * L.shape[1] for L, _ in (self.y, self.x))
-        return (*self.planes, H, W)
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        """As the domain."""
-        return self.domain
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., H, W) → (..., H, W)."""

@@ -20,7 +20,7 @@ class StridePermutation(LinearOperator):
 
     def __init__(self, p: int, q: int):
         self.p, self.q = p, q
-        self.shape = (p * q, p * q)
+        super().__init__((p * q,), (p * q,))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Permute the last dimension."""
@@ -51,7 +51,7 @@ class MonarchMatrix(LinearOperator):
                 "expand the smaller factor to the batch of the other",
             )
         self.L, self.R = L, R
-        self.shape = (L.shape[-2] * L.shape[-3], R.shape[-3] * R.shape[-1])
+        super().__init__((L.shape[-2] * L.shape[-3],), (R.shape[-3] * R.shape[-1],))
 
     @property
     def nblocks(self) -> tuple[int, int]:

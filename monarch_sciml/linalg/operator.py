@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import overload
 
 import torch
@@ -23,18 +25,18 @@ class LinearOperator(ABC):
     (..., m, c); for other domains it is ``A(x)``. ``A @ B`` is the operator that applies B first.
     """
 
-    shape: tuple[int, int]
-    """(m, n): rows and columns."""
+    domain: tuple[int, ...]
+    """The last dimensions of what the operator takes."""
+    codomain: tuple[int, ...]
+    """The last dimensions of what it returns."""
+
+    def __init__(self, codomain: Iterable[int], domain: Iterable[int]):
+        self.codomain, self.domain = tuple(codomain), tuple(domain)
 
     @property
-    def domain(self) -> tuple[int, ...]:
-        """The last dimensions of what the operator takes."""
-        return self.shape[1:]
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        """The last dimensions of what it returns."""
-        return self.shape[:1]
+    def shape(self) -> tuple[int, int]:
+        """(m, n): rows and columns."""
+        return math.prod(self.codomain), math.prod(self.domain)
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -91,16 +93,8 @@ class LinearOperator(ABC):
 
 class _Product(LinearOperator):
     def __init__(self, A: LinearOperator, B: LinearOperator):
+        super().__init__(A.codomain, B.domain)
         self.A, self.B = A, B
-        self.shape = (A.shape[0], B.shape[1])
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        return self.B.domain
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        return self.A.codomain
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.A(self.B(x))
@@ -121,16 +115,8 @@ class _Sum(LinearOperator):
                 f"{B.codomain} × {B.domain}",
                 "only those can be added",
             )
+        super().__init__(A.codomain, A.domain)
         self.A, self.B = A, B
-        self.shape = A.shape
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        return self.A.domain
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        return self.A.codomain
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.A(x) + self.B(x)
@@ -142,16 +128,8 @@ class _Sum(LinearOperator):
 
 class _Scaled(LinearOperator):
     def __init__(self, scalar: complex, A: LinearOperator):
+        super().__init__(A.codomain, A.domain)
         self.scalar, self.A = scalar, A
-        self.shape = A.shape
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        return self.A.domain
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        return self.A.codomain
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.scalar * self.A(x)

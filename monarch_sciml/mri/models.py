@@ -176,17 +176,9 @@ class _Backward(LinearOperator):
     """
 
     def __init__(self, S: Sensitivity, V: LearnedFourier, pattern: Tensor):
+        super().__init__(S.domain, S.codomain)
         self.S, self.V = S, V.operator(S.codomain)
         self.columns = pattern.flatten(0, -2).any(0).nonzero().squeeze(1)
-        self.shape = (S.shape[1], S.shape[0])
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        return self.S.codomain
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        return self.S.domain
 
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(self.V, FactoredTransform):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,18 +18,8 @@ class Sensitivity(LinearOperator):
     """
 
     def __init__(self, maps: Tensor):
+        super().__init__(maps.shape[-3:], maps.shape[-2:])
         self.maps = maps
-        self.shape = (math.prod(self.codomain), math.prod(self.domain))
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        """(H, W)."""
-        return tuple(self.maps.shape[-2:])
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return tuple(self.maps.shape[-3:])
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., H, W) → (..., C, H, W)."""
@@ -45,16 +33,8 @@ class Sensitivity(LinearOperator):
 
 class _Combination(LinearOperator):
     def __init__(self, maps: Tensor):
+        super().__init__(maps.shape[-2:], maps.shape[-3:])
         self.maps = maps
-        self.shape = (math.prod(self.codomain), math.prod(self.domain))
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        return tuple(self.maps.shape[-3:])
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        return tuple(self.maps.shape[-2:])
 
     def __call__(self, x: Tensor) -> Tensor:
         return (self.maps.conj() * x).sum(-3)
@@ -78,18 +58,8 @@ class Sampling(LinearOperator):
                 f"{tuple(pattern.shape)}",
                 "pass the mask that belongs to this k-space",
             )
-        self.pattern, self._domain = pattern.bool(), tuple(domain)
-        self.shape = (math.prod(domain), math.prod(domain))
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return self._domain
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        """As the domain."""
-        return self._domain
+        super().__init__(domain, domain)
+        self.pattern = pattern.bool()
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., C, H, W) → the same."""
@@ -108,15 +78,7 @@ class _Encoding(LinearOperator):
         self.S = Sensitivity(maps)
         self.P = Sampling(pattern, self.S.codomain)
         self.A = self.P @ FourierTransform(self.S.codomain) @ self.S
-        self.shape = self.A.shape
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        return self.S.domain
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        return self.S.codomain
+        super().__init__(self.A.codomain, self.A.domain)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.A(x)
@@ -138,19 +100,10 @@ class _Normal(LinearOperator):
     """
 
     def __init__(self, maps: Tensor, pattern: Tensor):
+        super().__init__(maps.shape[-2:], maps.shape[-2:])
         self.maps = maps
-        H, W = maps.shape[-2:]
-        self.shape = (H * W, H * W)
         self.axes = (-1,) if pattern.shape[-2] == 1 else (-2, -1)
         self.skipped = ~torch.fft.ifftshift(pattern, dim=self.axes)
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        return tuple(self.maps.shape[-2:])
-
-    @property
-    def codomain(self) -> tuple[int, ...]:
-        return self.domain
 
     @property
     def H(self) -> LinearOperator:
