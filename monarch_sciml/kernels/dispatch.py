@@ -53,6 +53,22 @@ def _precision(*operands: Tensor) -> tuple[torch.dtype, AbstractContextManager]:
     return dtype, nullcontext()
 
 
+def _native(
+    backend: str, need: str, fits: bool, found: str, dtype: torch.dtype, operands: Sequence[Tensor]
+) -> bool:
+    """Whether the C++ path can be taken. Raises ``InputError`` if it cannot but was asked for."""
+    fits = fits and dtype == torch.float32 and all(t.device.type == "cpu" for t in operands)
+    if fits and native.available():
+        return True
+    if backend == "native":
+        raise InputError(
+            f"float32 on a CPU, {need} and a C++ compiler for backend 'native'",
+            f"{dtype} on {operands[0].device}, {found}",
+            "use backend 'auto'",
+        )
+    return False
+
+
 def check_factors(L: Tensor, R: Tensor) -> None:
     """Raises ``InputError`` unless L (..., J, S, K·T) and R (..., K, J·T, I) make a Monarch matrix."""
     if L.ndim >= 3 and R.ndim >= 3 and (J := L.shape[-3]) and (K := R.shape[-3]):
@@ -89,17 +105,8 @@ def monarch_multiply(
         raise InputError("one matrix for backend 'gemm'", "batched factors", "use backend 'auto'")
     dtype, context = _precision(x, L, R)
     if backend in ("auto", "native"):
-        fits = one and dtype == torch.float32 and all(t.device.type == "cpu" for t in (x, L, R))
-        if fits and native.available():
-            backend = "native"
-        elif backend == "native":
-            raise InputError(
-                "one float32 matrix on a CPU and a C++ compiler for backend 'native'",
-                f"{dtype} on {x.device}, L {tuple(L.shape)}",
-                "use backend 'auto'",
-            )
-        else:
-            backend = "gemm" if one else "reference"
+        fast = _native(backend, "one matrix", one, f"L {tuple(L.shape)}", dtype, (x, L, R))
+        backend = "native" if fast else "gemm" if one else "reference"
     with context:
         x, L, R = x.to(dtype), L.to(dtype), R.to(dtype)
         if backend == "triton":
@@ -132,39 +139,31 @@ def spectral_convolution(
         and all(W.shape == (2, m, n) for W, m, n in zip(analysis, modes, x.shape[2:], strict=True))
         and all(V.shape == (2, V.shape[-2], m) for V, m in zip(synthesis, modes, strict=True))
         and weight.shape == (*modes, x.shape[1], weight.shape[-2], 2)
+        and (bias is None or bias.shape == weight.shape[-2:-1])
     ):
         raise InputError(
-            "x (B, C_in, n…), analysis (2, m, n), weight (m…, C_in, C_out, 2), synthesis (2, n′, m)",
+            "x (B, C_in, n…), analysis (2, m, n), weight (m…, C_in, C_out, 2), synthesis (2, n′, m), "
+            "bias (C_out,)",
             f"x {tuple(x.shape)}, analysis {[tuple(W.shape) for W in analysis]}, "
-            f"weight {tuple(weight.shape)}, synthesis {[tuple(V.shape) for V in synthesis]}",
+            f"weight {tuple(weight.shape)}, synthesis {[tuple(V.shape) for V in synthesis]}, "
+            f"bias {None if bias is None else tuple(bias.shape)}",
             "give one pair of matrices per axis, with the modes of the weight",
         )
     operands = [x, *analysis, weight, *synthesis] + ([] if bias is None else [bias])
     dtype, context = _precision(*operands)
     if backend in ("auto", "native"):
-        fits = len(modes) == 2 and dtype == torch.float32 and all(t.device.type == "cpu" for t in operands)
-        if fits and native.available():
-            backend = "native"
-        elif backend == "native":
-            raise InputError(
-                "float32 on a CPU, two axes and a C++ compiler for backend 'native'",
-                f"{dtype} on {x.device}, {len(modes)} axes",
-                "use backend 'auto'",
-            )
-        else:
-            backend = "gemm"
+        fast = _native(backend, "two axes", len(modes) == 2, f"{len(modes)} axes", dtype, operands)
+        backend = "native" if fast else "gemm"
     with context:
-        x, weight = x.to(dtype), weight.to(dtype)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         analysis, synthesis = ([M.to(dtype) for M in matrices] for matrices in (analysis, synthesis))
         if backend == "native":
-            return native.spectral_convolution(
-                x, analysis, weight, synthesis, None if bias is None else bias.to(dtype).contiguous()
-            )
+            return native.spectral_convolution(x, analysis, weight, synthesis, bias)
         if backend == "triton":
             triton, precision = _triton()
             return triton.spectral_convolution(x, analysis, weight, synthesis, bias=bias, **precision)
         y = _path(backend).spectral_convolution(x, analysis, weight, synthesis)
-        return y if bias is None else y + bias.to(dtype).view(-1, *[1] * len(modes))
+        return y if bias is None else y + bias.view(-1, *[1] * len(modes))
 
 
 def separable_multiply(

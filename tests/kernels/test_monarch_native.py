@@ -135,11 +135,11 @@ def test_it_runs_where_it_can_and_leaves_the_rest_to_the_others():
     assert torch.equal(monarch_multiply(*several), monarch_multiply(*several, backend="reference"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert monarch_multiply(x, L, R).dtype == torch.bfloat16
-        with pytest.raises(InputError, match=r"one float32 matrix on a CPU.*found torch.bfloat16 on cpu"):
+        with pytest.raises(InputError, match=r"float32 on a CPU, one matrix.*found torch.bfloat16 on cpu"):
             monarch_multiply(x, L, R, backend="native")
     for unfit in (doubles, several):
         with pytest.raises(
-            InputError, match=r"one float32 matrix on a CPU and a C.. compiler.*use backend 'auto'"
+            InputError, match=r"float32 on a CPU, one matrix and a C.. compiler.*use backend 'auto'"
         ):
             monarch_multiply(*unfit, backend="native")
 

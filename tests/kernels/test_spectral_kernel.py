@@ -127,3 +127,10 @@ def test_errors_name_what_was_expected():
             spectral_convolution(*bad)
     with pytest.raises(InputError, match="found 'fft'; pass one of them"):
         spectral_convolution(x, analysis, weight, synthesis, backend="fft")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("backend", ["auto", "gemm", "reference"])
+def test_a_bias_of_another_length(backend):
+    x, analysis, weight, synthesis = operands(*CASES["2-D"], dtype=torch.float32)
+    with pytest.raises(InputError, match=r"bias \(C_out,\); found .* bias \(2,\)"):
+        spectral_convolution(x, analysis, weight, synthesis, bias=torch.zeros(2), backend=backend)

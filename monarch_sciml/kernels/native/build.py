@@ -8,10 +8,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-__all__ = ["available", "library"]
+from torch import Tensor
+
+__all__ = ["available", "call", "library"]
 
 SOURCES = Path(__file__).resolve().parent
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
@@ -41,6 +44,16 @@ def available() -> bool:
 
 # what torch.compiler.assume_constant_result does, without the second that importing the compiler takes
 available._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def call(name: str, sizes: Sequence[int], *operands: Tensor | None) -> None:
+    """Run a kernel: pointers to its sizes, as its C++ struct lists them, and to contiguous operands.
+
+    None and empty tensors are passed as null. The operands live as long as the call does, because the caller
+    holds them.
+    """
+    pointers = [ctypes.c_void_p(None if t is None or t.numel() == 0 else t.data_ptr()) for t in operands]
+    getattr(library(), name)((ctypes.c_ssize_t * len(sizes))(*sizes), *pointers)
 
 
 def _build(compiler: str) -> Path:

@@ -12,7 +12,7 @@
 
 extern "C" {
 struct MonarchSizes {
-    size N, J, S, K, I, T, threads;
+    size N, J, S, K, I, T, threads, blocks;
 };
 }
 
@@ -74,8 +74,8 @@ void second(const Layout& at, const float* L, const float* z, float* y) {
 
 extern "C" {
 
-void monarch_forward(const MonarchSizes* s, const float* x, const float* L, const float* R, float* y, int blocks) {
-    const Layout at{*s, blocks != 0};
+void monarch_forward(const MonarchSizes* s, const float* x, const float* L, const float* R, float* y) {
+    const Layout at{*s, s->blocks != 0};
     const size n = at.n, m = at.m;
     fresh(y, s->N * m);
 #pragma omp parallel num_threads(at.threads)
@@ -95,8 +95,8 @@ void monarch_forward(const MonarchSizes* s, const float* x, const float* L, cons
 // grad_x may be null, or grad_L and grad_R together; those two are added to.
 void monarch_backward(
     const MonarchSizes* s, const float* grad_y, const float* x, const float* L, const float* R, float* grad_x,
-    float* grad_L, float* grad_R, int blocks) {
-    const Layout at{*s, blocks != 0};
+    float* grad_L, float* grad_R) {
+    const Layout at{*s, s->blocks != 0};
     const size n = at.n, m = at.m, wide = padded(s->S), broad = padded(s->I);
     if (grad_x) fresh(grad_x, s->N * n);
 #pragma omp parallel num_threads(at.threads)

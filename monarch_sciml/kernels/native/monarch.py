@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import gemm
-from monarch_sciml.kernels.native.build import library
+from monarch_sciml.kernels.native.build import call
 
 __all__ = ["monarch_multiply"]
 
 
-class _Sizes(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_ssize_t) for n in ("N", "J", "S", "K", "I", "T", "threads")]
-
-
-def _call(name: str, x: Tensor, L: Tensor, R: Tensor, blocks: bool, *operands: Tensor | None) -> None:
-    """Calls a kernel with sizes, operands in its order, and the layout. They are contiguous, None is null."""
+def _sizes(x: Tensor, L: Tensor, R: Tensor, blocks: bool) -> tuple[int, ...]:
     (J, S, _), (K, rows, I) = L.shape, R.shape
-    sizes = _Sizes(x.shape[0], J, S, K, I, rows // J, torch.get_num_threads())
-    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in operands]
-    getattr(library(), name)(ctypes.byref(sizes), *pointers, ctypes.c_int(blocks))
+    return x.shape[0], J, S, K, I, rows // J, torch.get_num_threads(), blocks
 
 
 @torch.library.custom_op("monarch_sciml::monarch", mutates_args=(), device_types="cpu")
 def _monarch(x: Tensor, L: Tensor, R: Tensor, blocks: bool) -> Tensor:
     """x (N, K·I) → y (N, S·J)."""
     y = x.new_empty(x.shape[0], L.shape[0] * L.shape[1])
-    _call("monarch_forward", x, L, R, blocks, x, L, R, y)
+    call("monarch_forward", _sizes(x, L, R, blocks), x, L, R, y)
     return y
 
 
@@ -43,10 +35,9 @@ def _(x, L, R, blocks):
 def _backward(grad: Tensor, x: Tensor, L: Tensor, R: Tensor, blocks: bool, needs: list[bool]) -> list[Tensor]:
     """Gradients of x and of both factors, which come together; empty where none is needed."""
     grads = _gradients_like(grad, x, L, R, blocks, needs)
-    pointers = [g if need else None for g, need in zip(grads, needs, strict=True)]
     for sums in grads[1:]:
         sums.zero_()
-    _call("monarch_backward", x, L, R, blocks, grad, x, L, R, *pointers)
+    call("monarch_backward", _sizes(x, L, R, blocks), grad, x, L, R, *grads)
     return grads
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import separable
-from monarch_sciml.kernels.native.build import library
+from monarch_sciml.kernels.native.build import call
 
 __all__ = ["separable_multiply"]
-
-
-class _Sizes(ctypes.Structure):
-    names = ("planes", "H", "W", "threads", "adjoint", "py", "qy", "px", "qx")
-    _fields_ = [(name, ctypes.c_ssize_t) for name in names]
 
 
 @torch.library.custom_op("monarch_sciml::separable", mutates_args=(), device_types="cpu")
@@ -26,28 +20,16 @@ def _separable(
     """x (..., C, H, W, 2) → the same, or (..., H, W, 2) if combined by maps like x."""
     *batch, C, H, W, _ = x.shape
     y = torch.empty_like(x) if maps is None else x.new_zeros(*batch, H, W, 2)
-    lib = library()
-    assert lib is not None
+    factors = (Ly, Ry, Lx, Rx)
     groups = (
         [(x, None, y)]
         if maps is None
         else zip(x.view(-1, C, H, W, 2), maps, y.view(-1, H, W, 2), strict=True)
     )
     for planes, S, out in groups:
-        s = _Sizes(
-            planes.numel() // (2 * H * W),
-            H,
-            W,
-            torch.get_num_threads(),
-            adjoint,
-            len(Ly),
-            len(Ry),
-            len(Lx),
-            len(Rx),
-        )
-        operands = (planes, Ly, Ry, Lx, Rx, S, out)
-        pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in operands]
-        lib.separable_forward(ctypes.byref(s), *pointers)
+        count = planes.numel() // (2 * H * W)
+        sizes = (count, H, W, torch.get_num_threads(), adjoint, *map(len, factors))
+        call("separable_forward", sizes, planes, *factors, S, out)
     return y
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import gemm
-from monarch_sciml.kernels.native.build import library
+from monarch_sciml.kernels.native.build import call, library
 
 __all__ = ["spectral_convolution"]
 
@@ -18,24 +17,20 @@ __all__ = ["spectral_convolution"]
 MATRICES = (1, 2, 4, 5)  # among the operands: Wa, Ea, Es, Ws
 
 
-class _Sizes(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_ssize_t) for n in ("B", "Ci", "Co", "H", "W", "mh", "mw", "oH", "oW", "threads")]
-
-
-def _sizes(x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> _Sizes:
+def _sizes(x: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> tuple[int, ...]:
     B, Ci, H, W = x.shape
     mh, mw, _, Co, _ = weight.shape
-    return _Sizes(B, Ci, Co, H, W, mh, mw, Es.shape[1], Ws.shape[0], torch.get_num_threads())
-
-
-def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(None if t is None or t.numel() == 0 else t.data_ptr()) for t in tensors]
+    return B, Ci, Co, H, W, mh, mw, Es.shape[1], Ws.shape[0], torch.get_num_threads()
 
 
 def _lanes(C: int) -> int:
     lib = library()
     n = lib.lanes() if lib else 16
     return -(-C // n) * n
+
+
+def _output(x: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[3], Es.shape[1], Ws.shape[0])
 
 
 def _workspace(x: Tensor, weight: Tensor, Es: Tensor, strips: bool) -> list[Tensor]:
@@ -57,19 +52,16 @@ def _spectral(
     bias: Tensor | None,
     strips: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    s = _sizes(x, Wa, Ea, weight, Es, Ws)
-    y = x.new_empty(s.B, s.Co, s.oH, s.oW)
+    y = _output(x, weight, Es, Ws)
     Z, Y, T, U = _workspace(x, weight, Es, strips)
-    lib = library()
-    assert lib is not None
-    lib.spectral_forward(ctypes.byref(s), *_pointers(x, Wa, Ea, weight, Es, Ws, bias, y, T, U, Z, Y))
+    operands = (x, Wa, Ea, weight, Es, Ws, bias, y, T, U, Z, Y)
+    call("spectral_forward", _sizes(x, weight, Es, Ws), *operands)
     return y, Z, Y, T, U
 
 
 @_spectral.register_fake
 def _(x, Wa, Ea, weight, Es, Ws, bias, strips):
-    y = x.new_empty(x.shape[0], weight.shape[3], Es.shape[1], Ws.shape[0])
-    return y, *_workspace(x, weight, Es, strips)
+    return _output(x, weight, Es, Ws), *_workspace(x, weight, Es, strips)
 
 
 @torch.library.custom_op("monarch_sciml::spectral_backward", mutates_args=(), device_types="cpu")
@@ -87,13 +79,10 @@ def _backward(
     U: Tensor,
     needs: list[bool],
 ) -> list[Tensor]:
-    s = _sizes(x, Wa, Ea, weight, Es, Ws)
     grads = _gradients(x, Wa, Ea, weight, Es, Ws, needs)
     scratch = torch.empty_like(Z), torch.empty_like(Y)
-    lib = library()
-    assert lib is not None
     operands = (grad, x, Wa, Ea, weight, Es, Ws, T, U, Z, Y, *scratch, *grads)
-    lib.spectral_backward(ctypes.byref(s), *_pointers(*operands))
+    call("spectral_backward", _sizes(x, weight, Es, Ws), *operands)
     return grads
 
 
@@ -164,4 +153,4 @@ def spectral_convolution(
     Ws = (V * _SIGNS[:, None, None]).transpose(0, 1)
     inputs = [t.contiguous() for t in (x, Wa, Ea, weight, Es, Ws)]
     strips = torch.is_grad_enabled() and any(t.requires_grad for t in (Wa, Ea, Es, V))
-    return torch.ops.monarch_sciml.spectral(*inputs, bias, strips)[0]
+    return torch.ops.monarch_sciml.spectral(*inputs, None if bias is None else bias.contiguous(), strips)[0]
