@@ -1,16 +1,19 @@
 """Trainable layers built on Monarch transforms."""
 
+from monarch_sciml.nn.conv import MonarchConv
 from monarch_sciml.nn.fourier import LearnedFourier
 from monarch_sciml.nn.linear import MonarchLinear
 from monarch_sciml.nn.pointwise import PointwiseConv, use_pointwise_products
-from monarch_sciml.nn.spectral import MonarchSpectralConv
+from monarch_sciml.nn.spectral import MonarchSpectralConv, use_learned_transforms
 from monarch_sciml.nn.transform import LearnedTransform
 
 __all__ = [
     "LearnedFourier",
     "LearnedTransform",
+    "MonarchConv",
     "MonarchLinear",
     "MonarchSpectralConv",
     "PointwiseConv",
+    "use_learned_transforms",
     "use_pointwise_products",
 ]

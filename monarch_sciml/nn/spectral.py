@@ -13,7 +13,7 @@ from monarch_sciml.kernels import spectral_convolution
 from monarch_sciml.linalg import interpolation
 from monarch_sciml.nn.transform import LearnedTransform
 
-__all__ = ["MonarchSpectralConv"]
+__all__ = ["MonarchSpectralConv", "use_learned_transforms"]
 
 
 class MonarchSpectralConv(nn.Module):
@@ -135,6 +135,52 @@ class MonarchSpectralConv(nn.Module):
 
         return conv_module
 
+    @classmethod
+    def from_spectral_conv(
+        cls, conv: nn.Module, grid: int | Sequence[int], *, learned: bool = True
+    ) -> MonarchSpectralConv:
+        """The same map as a (trained) ``SpectralConv`` of neuraloperator, with transforms that can learn.
+
+        A factorised weight is multiplied out. ``grid`` is the one the transforms are defined on, usually that
+        of the training. Raises ``InputError`` for a separable or complex-valued convolution, and for odd
+        sizes of any axis but the last: neuraloperator 2.0 exchanges frequencies there, no convolution.
+        """
+        sizes = (grid,) if isinstance(grid, int) else tuple(grid)
+        if getattr(conv, "separable", False) or getattr(conv, "complex_data", False):
+            raise InputError(
+                "a spectral convolution that mixes the channels of real data",
+                "separable=True or complex_data=True",
+                "leave this layer as it is",
+            )
+        if any(n % 2 for n in sizes[:-1]):
+            raise InputError(
+                "even sizes of all axes but the last",
+                f"grid={sizes}",
+                "train a MonarchSpectralConv on this grid from the start",
+            )
+        tensor: Any = conv.weight
+        weight: Tensor = (tensor.to_tensor() if hasattr(tensor, "to_tensor") else tensor).detach()
+        # totals per axis, as in the constructor, from what is stored: half of the last axis
+        *modes, half = weight.shape[2:]
+        used: Any = conv.n_modes
+        scaling: Any = conv.resolution_scaling_factor
+        layer = cls(
+            weight.shape[0],
+            weight.shape[1],
+            (*used[:-1], max(1, 2 * (used[-1] - 1))),
+            grid=grid,
+            learned=learned,
+            bias=conv.bias is not None,
+            resolution_scaling_factor=scaling,
+            max_n_modes=(*modes, max(1, 2 * (half - 1))),
+        )
+        layer.to(weight.device)
+        with torch.no_grad():
+            layer.weight.copy_(torch.view_as_real(weight.movedim((0, 1), (-2, -1)).resolve_conj()))
+            if layer.bias is not None:
+                layer.bias.copy_(conv.bias)  # type: ignore[arg-type]
+        return layer
+
     @property
     def n_modes(self) -> tuple[int, ...]:
         """Modes in use per axis, in total. Can be set, up to ``max_n_modes``: the lowest ones are used."""
@@ -206,6 +252,31 @@ class MonarchSpectralConv(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         return f"{self.in_channels} → {self.out_channels}, n_modes={self.n_modes}, grid={self.grid}"
+
+
+def use_learned_transforms(model: nn.Module, grid: int | Sequence[int]) -> nn.Module:
+    """Exchange every ``SpectralConv`` of neuraloperator inside ``model`` for one whose transforms can learn.
+
+    A trained FNO becomes an FNO-Monarch that predicts the same, ready to be trained on: its Fourier
+    transforms are Monarch matrices already, so nothing is lost. ``grid`` is usually the one it was trained
+    on. Where the resolution changes between layers, the resampling of skip connections is exact afterwards,
+    not bicubic. Works in place and returns ``model``. Raises ``InputError`` when there is no such layer, or
+    one that can not be represented.
+    """
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child).__name__ == "SpectralConv" and type(child).__module__.startswith("neuralop.")
+    ]
+    if not found:
+        raise InputError(
+            "a model with neuraloperator's SpectralConv inside", type(model).__name__, "pass an FNO"
+        )
+    layers = {id(c): MonarchSpectralConv.from_spectral_conv(c, grid) for _, _, c in found}
+    for parent, name, child in found:
+        setattr(parent, name, layers[id(child)])
+    return model
 
 
 def _per_axis(value: Any, d: int, name: str) -> tuple:
