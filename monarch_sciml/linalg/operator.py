@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 
-__all__ = ["LinearOperator"]
+__all__ = ["LinearOperator", "Product", "Scaled", "Sum"]
 
 
 class LinearOperator(ABC):
@@ -71,14 +71,18 @@ class LinearOperator(ABC):
                 "check the order of the product; to act on a last dimension call A(x)",
             )
         if isinstance(other, LinearOperator):
-            return _Product(self, other)
-        return self(other) if not vectors or other.ndim == 1 else self(other.mT).mT
+            return Product(self, other)
+        if not vectors:
+            return self(other)
+        if other.ndim == 1:  # as one row: a batch of matrices gives a batch of results
+            return self(other[None]).squeeze(-2)
+        return self(other.mT).mT
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
-        return _Sum(self, other)
+        return Sum(self, other)
 
     def __mul__(self, scalar: complex) -> LinearOperator:
-        return _Scaled(scalar, self)
+        return Scaled(scalar, self)
 
     __rmul__ = __mul__
 
@@ -91,23 +95,29 @@ class LinearOperator(ABC):
         return f"{type(self).__name__}{self.shape}"
 
 
-class _Product(LinearOperator):
+class Product(LinearOperator):
+    """``A B``: what ``A @ B`` makes."""
+
     def __init__(self, A: LinearOperator, B: LinearOperator):
         super().__init__(A.codomain, B.domain)
         self.A, self.B = A, B
 
     def __call__(self, x: Tensor) -> Tensor:
+        """B first, then A."""
         return self.A(self.B(x))
 
     @property
     def H(self) -> LinearOperator:
+        """``Bᴴ Aᴴ``."""
         return self.B.H @ self.A.H
 
     def __repr__(self) -> str:
         return f"{self.A!r} @ {self.B!r}"
 
 
-class _Sum(LinearOperator):
+class Sum(LinearOperator):
+    """``A + B``."""
+
     def __init__(self, A: LinearOperator, B: LinearOperator):
         if (A.domain, A.codomain) != (B.domain, B.codomain):
             raise InputError(
@@ -119,21 +129,27 @@ class _Sum(LinearOperator):
         self.A, self.B = A, B
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The sum of both results."""
         return self.A(x) + self.B(x)
 
     @property
     def H(self) -> LinearOperator:
+        """``Aᴴ + Bᴴ``."""
         return self.A.H + self.B.H
 
 
-class _Scaled(LinearOperator):
+class Scaled(LinearOperator):
+    """``scalar · A``."""
+
     def __init__(self, scalar: complex, A: LinearOperator):
         super().__init__(A.codomain, A.domain)
         self.scalar, self.A = scalar, A
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The scaled result."""
         return self.scalar * self.A(x)
 
     @property
     def H(self) -> LinearOperator:
+        """The adjoint, times the conjugate scalar."""
         return self.scalar.conjugate() * self.A.H

@@ -11,7 +11,16 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
 from monarch_sciml.linalg.operator import LinearOperator
 
-__all__ = ["Norm", "balanced_factors", "dft", "fourier_factors", "interpolation", "truncated_dft"]
+__all__ = [
+    "Norm",
+    "balanced_factors",
+    "dft",
+    "fourier_factors",
+    "interpolation",
+    "norm_factor",
+    "roots_of_unity",
+    "truncated_dft",
+]
 
 Norm = Literal["backward", "ortho", "forward"]
 
@@ -24,13 +33,14 @@ def balanced_factors(n: int) -> tuple[int, int]:
     return p, n // p
 
 
-def _roots(n: int, exponent: Tensor) -> Tensor:
+def roots_of_unity(n: int, exponent: Tensor) -> Tensor:
     """exp(−2πi·exponent/n), the integer exponents reduced modulo n first: float64 accuracy at any size."""
     angle = (-2 * math.pi / n) * (exponent % n).double()
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def _scale(n: int, norm: str, inverse: bool) -> float:
+def norm_factor(n: int, norm: str, inverse: bool) -> float:
+    """What ``torch.fft`` multiplies an n-point transform with: 1, n^(−1/2) or 1/n. Raises ``InputError``."""
     if norm not in ("backward", "ortho", "forward"):
         raise InputError("norm 'backward', 'ortho' or 'forward'", repr(norm), "use torch.fft's names")
     if norm == "ortho":
@@ -54,8 +64,8 @@ def fourier_factors(n: int, n_modes: int, first: int, *, origin: int = 0) -> tup
         raise InputError(f"between 1 and {n} modes on a grid of {n} points", f"{n_modes}", "lower n_modes")
     j1, c, ell, j2 = torch.arange(p), torch.arange(p), torch.arange(-(-n_modes // p)), torch.arange(q)
     k = first + ell * p + c[:, None]  # (c, ℓ)
-    R = _roots(p, (first + c)[:, None] * j1).expand(q, p, p)
-    L = _roots(n, k[:, :, None] * (j2 - origin))
+    R = roots_of_unity(p, (first + c)[:, None] * j1).expand(q, p, p)
+    L = roots_of_unity(n, k[:, :, None] * (j2 - origin))
     return L * q**-0.5, R * p**-0.5
 
 
@@ -76,7 +86,7 @@ def truncated_dft(
     """
     first = -(n_modes // 2) if first is None else first
     L, R = fourier_factors(n, n_modes, first)
-    L = L * (_scale(n, norm, inverse=False) * n**0.5)
+    L = L * (norm_factor(n, norm, inverse=False) * n**0.5)
     return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(*balanced_factors(n))
 
 
@@ -97,7 +107,7 @@ def dft(
     """
     centre = n // 2 if centered else 0
     L, R = fourier_factors(n, n, -centre, origin=centre)
-    L = L * (_scale(n, norm, inverse) * n**0.5)
+    L = L * (norm_factor(n, norm, inverse) * n**0.5)
     if inverse:
         L, R = L.conj().resolve_conj(), R.conj().resolve_conj()
     return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(*balanced_factors(n))
@@ -115,6 +125,6 @@ def interpolation(n_from: int, n_to: int) -> Tensor:
     """
     r = min(n_from, n_to)
     k = torch.arange(-(r // 2), (r - 1) // 2 + 1, device="cpu")
-    synthesis = _roots(n_to, -torch.arange(n_to, device="cpu")[:, None] * k)
-    analysis = _roots(n_from, k[:, None] * torch.arange(n_from, device="cpu")) / n_from
+    synthesis = roots_of_unity(n_to, -torch.arange(n_to, device="cpu")[:, None] * k)
+    analysis = roots_of_unity(n_from, k[:, None] * torch.arange(n_from, device="cpu")) / n_from
     return synthesis @ analysis

@@ -120,6 +120,142 @@ def test_gradients_reach_the_factors():
     assert torch.autograd.gradcheck(lambda L, R, x: MonarchMatrix(L, R).H @ (MonarchMatrix(L, R) @ x), inputs)
 
 
+# (J, K, T): square blocks S = K·T and I = J·T; odd and even permutations of every origin
+SQUARE = [
+    (3, 4, 1),
+    (2, 2, 1),
+    (2, 3, 1),
+    (3, 2, 1),
+    (2, 3, 2),
+    (3, 2, 3),
+    (3, 3, 3),
+    (7, 2, 1),
+    (3, 6, 1),
+    (1, 5, 1),
+    (4, 1, 2),
+]
+
+
+def square(J, K, T, dtype, batch=()):
+    return monarch((J, K * T, K, J * T, T), dtype, batch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [(), (2,), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("blocks", [(3, 4, 1), (2, 3, 2), (3, 3, 1), (3, 2, 3)])
+def test_solving_inverts_the_dense_matrix(blocks, batch, dtype):
+    M = square(*blocks, dtype, batch)
+    inverse, n = torch.linalg.inv(M.to_dense()), M.shape[1]
+    for shape in ((n,), (n, 3), (n, n), (*batch, n, 3), (4, *[1] * len(batch), n, 2)):
+        b = torch.randn(shape, dtype=dtype)
+        assert relative_error(M.solve(b), inverse @ b) < 1e-9
+        assert b.ndim == 1 or relative_error(M @ M.solve(b), b + 0 * (M @ b)) < 1e-9
+        assert relative_error(M.inverse() @ b, inverse @ b) < 1e-9
+    assert relative_error(M.inverse().to_dense(dtype), inverse) < 1e-9
+    assert relative_error(M.inverse().H.to_dense(dtype), inverse.mH) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocks", SQUARE)
+def test_determinant_and_trace_are_those_of_the_dense_matrix(blocks, dtype):
+    for batch in ((), (2, 3)):
+        M = square(*blocks, dtype, batch)
+        dense = M.to_dense()
+        assert relative_error(M.det(), torch.linalg.det(dense)) < 1e-10
+        for found, expected in zip(M.slogdet(), torch.linalg.slogdet(dense), strict=True):
+            assert (found - expected).abs().max() < 1e-10
+        assert relative_error(M.trace(), dense.diagonal(dim1=-2, dim2=-1).sum(-1)) < 1e-13
+
+
+def test_the_trace_needs_no_square_blocks():
+    for blocks in ((3, 4, 2, 6), (4, 3, 6, 2, 2), (1, 6, 3, 2)):
+        M = monarch(blocks, batch=(2,))
+        assert relative_error(M.trace(), M.to_dense().diagonal(dim1=-2, dim2=-1).sum(-1)) < 1e-14
+
+
+def test_the_dft_is_solved_by_its_inverse():
+    M, x = dft(30).A, torch.randn(30, dtype=torch.complex128)
+    assert relative_error(M.solve(x), M.H @ x) < 1e-14
+    assert M.slogdet()[1].abs() < 1e-13
+    assert abs(M.det().abs() - 1) < 1e-13
+
+
+def test_real_factors_take_complex_right_hand_sides():
+    M, b = square(2, 3, 1, torch.float64), torch.randn(6, 2, dtype=torch.complex128)
+    assert relative_error(M.solve(b), torch.linalg.solve(M.to_dense() + 0j, b)) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_solutions_and_determinants(dtype):
+    M = square(2, 3, 1, dtype)
+    inputs = [t.detach().requires_grad_() for t in (M.L, M.R, torch.randn(6, 2, dtype=dtype))]
+    b = inputs.pop()
+    assert torch.autograd.gradcheck(lambda L, R, b: MonarchMatrix(L, R).solve(b), [*inputs, b])
+    assert torch.autograd.gradcheck(lambda L, R, b: MonarchMatrix(L, R).inverse() @ b, [*inputs, b])
+    for quantity in ("det", "trace"):
+        assert torch.autograd.gradcheck(lambda L, R, f=quantity: getattr(MonarchMatrix(L, R), f)(), inputs)
+    assert torch.autograd.gradcheck(lambda L, R: MonarchMatrix(L, R).slogdet()[1], inputs)
+
+
+def test_singular_blocks_are_named():
+    M = square(3, 2, 2, torch.float64)
+    M.L[1, 0] = M.L[1, 2]
+    with pytest.raises(
+        InputError, match=r"found block 1 of L singular to working precision; a Monarch matrix"
+    ):
+        M.solve(torch.randn(12))
+    with pytest.raises(InputError, match="block 1 of L"):
+        M.inverse()
+    assert abs(M.det()) < 1e-12
+    M = square(3, 2, 1, torch.float64, batch=(2,))
+    M.R[1, 0] = 0
+    with pytest.raises(InputError, match=r"block \(1, 0\) of R singular"):
+        M.inverse()
+    assert M.det()[1] == 0
+    assert M.slogdet()[1][1] == -torch.inf
+    M.R[1, 0] = torch.nan
+    with pytest.raises(InputError, match="of R singular"):
+        M.solve(torch.randn(6, dtype=torch.float64))
+
+
+def test_what_cannot_be_solved_is_refused():
+    M = monarch((3, 4, 2, 6), torch.float64)  # square, but for its blocks
+    for wanted in ("inverse", "det", "slogdet"):
+        with pytest.raises(
+            InputError, match=rf"square blocks in both factors for {wanted}; found blocks of 4 × 2"
+        ):
+            getattr(M, wanted)()
+    with pytest.raises(
+        InputError, match=r"4 × 2 in L and 3 × 6 in R; choose S = K·T and I = J·T, or take to_"
+    ):
+        M.solve(torch.randn(12))
+    M = square(2, 3, 1, torch.float64)
+    for shape in ((5,), (2, 5), (6, 2, 3), ()):
+        with pytest.raises(InputError, match=r"6 rows in a right-hand side"):
+            M.solve(torch.randn(shape))
+    with pytest.raises(InputError, match=r"a square matrix; found shape \(10, 21\)"):
+        monarch((2, 5, 3, 7)).trace()
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
+def test_inverses_adjoints_products_and_sums_compose_in_batches(batch):
+    A, B = square(3, 4, 1, torch.complex128, batch), square(2, 3, 2, torch.complex128, batch)
+    a, b, Pi = A.to_dense(), B.to_dense(), StridePermutation(4, 3)
+    cases: list[tuple[LinearOperator, torch.Tensor]] = [
+        (A @ B, a @ b),
+        (A.H @ B, a.mH @ b),
+        (A + B.H, a + b.mH),
+        (A.inverse() @ B, torch.linalg.solve(a, b)),
+        ((A @ B).H @ (2j * A + B.inverse()), (a @ b).mH @ (2j * a + torch.linalg.inv(b))),
+        (Pi @ A @ dft(12), Pi.to_dense(torch.complex128) @ a @ dft(12).to_dense(torch.complex128)),
+    ]
+    for operator, dense in cases:
+        x = torch.randn(*batch, 12, 5, dtype=torch.complex128)
+        assert relative_error(operator @ x, dense @ x) < 1e-9
+        assert relative_error(operator.to_dense(torch.complex128), dense) < 1e-9
+        assert relative_error(operator.H.to_dense(torch.complex128), dense.mH) < 1e-9
+
+
 def test_operators_print_their_shape():
     M = monarch((3, 4, 4, 3), torch.float64)
     assert repr(M) == "MonarchMatrix(12, 12) with (3, 4) blocks of rank 1, torch.float64"
@@ -142,3 +278,12 @@ def test_errors_name_the_remedy():
         M(torch.randn(9))
     with pytest.raises(InputError, match=r"equal shape \(12,\) × \(10,\); found \(10,\) × \(12,\)"):
         M + M.H
+
+
+def test_one_vector_meets_every_matrix_of_a_batch_in_products_too():
+    A, B = (MonarchMatrix(torch.randn(5, 2, 3, 2), torch.randn(5, 2, 2, 3)) for _ in range(2))
+    x = torch.randn(6)
+    dense = A.to_dense() @ B.to_dense()
+    assert relative_error((A @ B) @ x, dense @ x) < 1e-5
+    assert relative_error(A @ x, A.to_dense() @ x) < 1e-6
+    assert ((A @ B) @ x).shape == (5, 6)

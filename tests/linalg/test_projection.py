@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from laws import relative_error
+from laws import assert_adjoint, assert_linear, relative_error
 
 from monarch_sciml import InputError, MonarchMatrix, dft, project
 from monarch_sciml.kernels import monarch_dense
 from monarch_sciml.linalg import StridePermutation, balanced_factors
+from monarch_sciml.linalg.projection import (
+    BlockChoice,
+    Cropped,
+    choose_blocks,
+    compare_blocks,
+    project_padded,
+)
 
 # batch, (m, n), (J, K), rank
 CASES = [
@@ -155,3 +162,162 @@ def test_errors_name_the_remedy():
         project(torch.ones(4, 4, dtype=torch.int64))
     with pytest.raises(InputError, match=r"found torch.float32 of shape \(4,\)"):
         project(torch.randn(4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_hundred_random_matrices(dtype):
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        J, K, S, I = generator.integers(1, 6, 4).tolist()
+        rank = int(generator.integers(1, min(S, I) + 1))
+        A = torch.randn(S * J, K * I, dtype=dtype)
+        M = project(A, (J, K), rank=rank)
+        blocks = A.numpy().reshape(S, J, K, I).transpose(1, 2, 0, 3)
+        tail = (np.linalg.svd(blocks, compute_uv=False)[..., rank:] ** 2).sum()
+        assert squared_error(A, M) == pytest.approx(tail, rel=1e-11, abs=1e-24)
+        # the error stands at a right angle to what is kept, as in every projection
+        assert abs(((A - M.to_dense()).conj() * M.to_dense()).sum()) < 1e-12 * A.norm() ** 2
+
+
+# batch, (m, n), (J, K), rank: primes, one side that divides, more blocks than half the size
+PADDED = [
+    ((), (13, 17), (3, 4), 1),
+    ((), (12, 11), (3, 4), 1),
+    ((), (7, 12), (4, 3), 2),
+    ((2,), (10, 7), (4, 5), 1),
+    ((), (5, 5), (4, 3), 1),
+    ((), (12, 12), (3, 4), 2),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", PADDED, ids=str)
+def test_blocks_that_do_not_divide(case, dtype):
+    batch, (m, n), (J, K), rank = case
+    A = torch.randn(*batch, m, n, dtype=dtype)
+    P = project_padded(A, (J, K), rank=rank)
+    dense = P.to_dense()
+    assert P.shape == (m, n)
+    assert dense.shape == A.shape
+    # the squared error is the tail of the spectra of the slices as they are, unpadded
+    I = -(-n // K)
+    tail = 0.0
+    for matrix in A.reshape(-1, m, n).numpy():
+        for j in range(J):
+            for k in range(K):
+                block = matrix[j::J, k * I : (k + 1) * I]
+                tail += np.sum(np.linalg.svd(block, compute_uv=False)[rank:] ** 2) if block.size else 0
+    assert squared_error(A, P) == pytest.approx(tail, rel=1e-12, abs=1e-24)
+    # projecting again changes nothing, and a matrix of the class is recovered
+    assert relative_error(project_padded(dense, (J, K), rank=rank).to_dense(), dense) < 1e-14
+    # it acts as that matrix
+    x, y = torch.randn(n, 3, dtype=dtype), torch.randn(m, 3, dtype=dtype)
+    assert relative_error(P @ x, dense @ x) < 1e-14
+    assert relative_error(P.H @ y, dense.mH @ y) < 1e-14
+    assert P.H.shape == (n, m)
+    if not batch:
+        assert_adjoint(P, dtype=dtype)
+        assert_linear(P, dtype=dtype)
+    # the padding of the factors is empty
+    full = P.full.to_dense()
+    assert full[..., m:, :].abs().sum() + full[..., n:].abs().sum() < 1e-12
+
+
+def test_padding_agrees_with_projection_where_blocks_divide():
+    A = torch.randn(12, 10, dtype=torch.float64)
+    assert torch.equal(project_padded(A, (4, 5)).to_dense(), project(A, (4, 5)).to_dense())
+
+
+def test_no_crop_nearby_is_closer():
+    A = torch.randn(11, 13, dtype=torch.float64)
+    P = project_padded(A, (3, 4))
+    best = squared_error(A, P)
+    for step in (1e-1, 1e-3, 1e-5):
+        L, R = (F + step * torch.randn(500, *F.shape, dtype=F.dtype) for F in (P.full.L, P.full.R))
+        crops = Cropped(MonarchMatrix(L, R), (11, 13)).to_dense()
+        assert (A - crops).square().sum((-2, -1)).min() >= best
+
+
+def test_gradients_pass_through_a_crop():
+    M = random_monarch((), (6, 4), (2, 2), torch.float64)
+    inputs = [t.requires_grad_() for t in (M.L, M.R, torch.randn(3, dtype=torch.float64))]
+    assert torch.autograd.gradcheck(lambda L, R, x: Cropped(MonarchMatrix(L, R), (5, 3)) @ x, inputs)
+
+
+# every pair of divisors and rank, as the definition says: ((J, K), T) → (parameters, error)
+def exhaustive(A, budget):
+    m, n = A.shape
+    found = {}
+    for J in range(1, m + 1):
+        for K in range(1, n + 1):
+            if m % J or n % K:
+                continue
+            for rank in range(1, min(m // J, n // K) + 1):
+                parameters = rank * J * K * (m // J + n // K)
+                if parameters <= budget * m * n:
+                    error = relative_error(project(A, (J, K), rank=rank).to_dense(), A)
+                    found[(J, K), rank] = parameters, error
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "budget"), [((12, 12), 0.5), ((8, 18), 0.6), ((6, 7), 0.9)])
+def test_no_choice_within_the_budget_is_closer(shape, budget, dtype):
+    A = torch.randn(shape, dtype=dtype)
+    choice, every = choose_blocks(A, budget), exhaustive(A, budget)
+    assert every[choice.nblocks, choice.rank] == (choice.parameters, pytest.approx(choice.error, abs=1e-13))
+    assert choice.error == pytest.approx(min(error for _, error in every.values()), abs=1e-13)
+    table = compare_blocks(A, budget)
+    assert table[0] == choice
+    assert {row.nblocks for row in table} == {nblocks for nblocks, _ in every}
+    for row in table:  # of one pair of block counts the best rank
+        best = min(error for (nblocks, _), (_, error) in every.items() if nblocks == row.nblocks)
+        assert row.error == pytest.approx(best, abs=1e-13)
+    M = project(A, choice.nblocks, rank=choice.rank)
+    assert choice.parameters == M.L.numel() + M.R.numel() <= budget * A.numel()
+
+
+def test_the_choice_finds_the_structure_of_a_matrix():
+    F = (dft(36) @ StridePermutation(6, 6).H).to_dense(torch.complex128)
+    for budget in (0.34, 0.5, 0.9):  # exact, and nothing is spent beyond 2·n·√n
+        nblocks, rank, parameters, error = choose_blocks(F, budget)
+        assert (nblocks, rank, parameters) == ((6, 6), 1, 432)
+        assert error < 1e-14
+    # a matrix of low rank is one block
+    U, V = torch.randn(36, 3, dtype=torch.float64), torch.randn(3, 36, dtype=torch.float64)
+    assert choose_blocks(U @ V, 0.6)[:3] == ((1, 1), 3, 216)
+    # as is one whose spectrum decays, like many weights after training
+    U, V = (torch.linalg.qr(torch.randn(36, 36, dtype=torch.float64)).Q for _ in range(2))
+    decaying = U @ torch.diag(torch.arange(1.0, 37, dtype=torch.float64) ** -1) @ V
+    assert choose_blocks(decaying, 0.5).nblocks == (1, 1)
+    # noise has no structure to find: at twice 2·n·√n numbers no choice of blocks is much better than another
+    noise = [row.error for row in compare_blocks(torch.randn(36, 36), 0.5) if row.parameters > 0.4 * 36**2]
+    assert max(noise) < 1.25 * min(noise)
+    assert min(noise) > 0.5
+
+
+def test_a_batch_is_measured_together():
+    A = torch.randn(3, 8, 12, dtype=torch.float64)
+    for row in compare_blocks(A, 0.7):
+        M = project(A, row.nblocks, rank=row.rank)
+        assert row.error == pytest.approx(relative_error(M.to_dense(), A), abs=1e-13)
+    assert choose_blocks(torch.zeros(4, 6), 0.5) == BlockChoice((1, 1), 1, 10, 0.0)
+
+
+def test_errors_of_padding_and_choice():
+    A = torch.randn(12, 10)
+    with pytest.raises(InputError, match=r"up to \(12, 10\); found \(13, 2\); choose fewer blocks"):
+        project_padded(A, (13, 2))
+    with pytest.raises(InputError, match=r"a rank from 1 to 2; found 3"):
+        project_padded(A, (5, 5), rank=3)
+    with pytest.raises(InputError, match=r"a shape within \(12, 10\); found \(12, 11\)"):
+        Cropped(project(A), (12, 11))
+    with pytest.raises(InputError, match=r"a last dimension of 10; found x \(3, 11\)"):
+        project_padded(A, (5, 4))(torch.randn(3, 11))
+    for budget in (0.1, -1.0, float("nan"), float("inf")):
+        with pytest.raises(
+            InputError, match=r"a budget of at least 0.183; found .*; it is a share of 12·10 num"
+        ):
+            choose_blocks(A, budget)
+    with pytest.raises(InputError, match=r"floating-point or complex"):
+        choose_blocks(torch.ones(4, 4, dtype=torch.int64), 0.5)
