@@ -7,7 +7,7 @@ MASK = --mask poisson --accelerations 4 --center-fractions 0.12
 THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo demo-mri test quality quality-mri bench gpu-suite clean
+.PHONY: install demo demo-mri test quality quality-mri bench gpu-suite docs clean
 
 install: .venv/installed
 
@@ -63,6 +63,10 @@ bench: .venv/installed
 # tests and timings of a CUDA device; at most eight minutes
 gpu-suite: .venv/installed-dev
 	$(BIN)/python benchmarks/gpu_suite.py
+
+# the documentation site in site/; its warnings are errors
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -71,8 +71,8 @@ suffices when the entries of one row go to different columns.
 import torch
 from monarch_sciml.linalg import dct, monarch_factors
 
-C = dct(64, norm="ortho")                      # an operator: C(x), C @ x, C.H, C.to_dense()
-(M,) = monarch_factors(C)                      # what it is made of: M.L, M.R; C is M after a permutation
+C = dct(64, norm="ortho")  # an operator: C(x), C @ x, C.H, C.to_dense()
+(M,) = monarch_factors(C)  # what it is made of: M.L, M.R; C is M after a permutation
 L, R = (torch.nn.Parameter(t.clone()) for t in (M.L, M.R))
 ```
 

@@ -58,6 +58,8 @@ def parse_header(xml: str | bytes) -> Header:
     """
     try:
         root = ET.fromstring(xml, parser=ET.XMLParser(target=_NoDocumentType()))
+    except InputError:
+        raise
     except (ET.ParseError, ValueError) as error:
         raise InputError(
             "an ISMRMRD header in XML", f"damaged XML ({error})", "write the header again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,27 +114,8 @@ class MonarchSpectralConv(nn.Module):
         complex-valued convolution, half-precision FFT) raise ``InputError`` rather than being ignored.
         """
 
-        def conv_module(in_channels: int, out_channels: int, n_modes: Sequence[int], **options: Any):
-            kept = {k: options.pop(k, None) for k in ("resolution_scaling_factor", "max_n_modes")}
-            bias = options.pop("bias", True)
-            for name in ("rank", "fixed_rank_modes", "implementation", "decomposition_kwargs"):
-                options.pop(name, None)  # details of a factorisation, which must be absent
-            neutral = {
-                "factorization": (None, "Dense", "dense"),
-                "separable": (False,),
-                "complex_data": (False,),
-                "fno_block_precision": ("full",),
-            }
-            for name, value in options.items():
-                if value not in neutral.get(name, ()):
-                    raise InputError(
-                        "dense, real-valued, full-precision mode mixing",
-                        f"{name}={value!r}",
-                        "leave this option at its default, or use neuraloperator's SpectralConv",
-                    )
-            return cls(in_channels, out_channels, n_modes, grid=grid, learned=learned, bias=bias, **kept)
-
-        return conv_module
+        # picklable, since neuraloperator's state_dict contains the arguments of the model
+        return partial(_conv_module, grid=grid, learned=learned)
 
     @classmethod
     def from_spectral_conv(
@@ -252,6 +234,32 @@ class MonarchSpectralConv(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         return f"{self.in_channels} → {self.out_channels}, n_modes={self.n_modes}, grid={self.grid}"
+
+
+def _conv_module(
+    in_channels: int, out_channels: int, n_modes: Sequence[int], *, grid: Any, learned: bool, **options: Any
+) -> MonarchSpectralConv:
+    """A layer from the arguments that neuraloperator passes."""
+    kept = {k: options.pop(k, None) for k in ("resolution_scaling_factor", "max_n_modes")}
+    bias = options.pop("bias", True)
+    for name in ("rank", "fixed_rank_modes", "implementation", "decomposition_kwargs"):
+        options.pop(name, None)  # details of a factorisation, which must be absent
+    neutral = {
+        "factorization": (None, "Dense", "dense"),
+        "separable": (False,),
+        "complex_data": (False,),
+        "fno_block_precision": ("full",),
+    }
+    for name, value in options.items():
+        if value not in neutral.get(name, ()):
+            raise InputError(
+                "dense, real-valued, full-precision mode mixing",
+                f"{name}={value!r}",
+                "leave this option at its default, or use neuraloperator's SpectralConv",
+            )
+    return MonarchSpectralConv(
+        in_channels, out_channels, n_modes, grid=grid, learned=learned, bias=bias, **kept
+    )
 
 
 def use_learned_transforms(model: nn.Module, grid: int | Sequence[int]) -> nn.Module:

@@ -1,5 +1,6 @@
 """The layer as ``conv_module`` of neuraloperator's FNO."""
 
+import io
 import math
 
 import pytest
@@ -113,3 +114,13 @@ def test_options_that_name_the_default_are_accepted():
 def test_fixed_transforms():
     model = fno(conv_module=MonarchSpectralConv.on_grid((32, 32), learned=False))
     assert not [name for name, _ in model.named_parameters() if "analysis" in name or "synthesis" in name]
+
+
+def test_its_state_can_be_saved_and_loaded():
+    model, file = fno(), io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = fno()
+    other.load_state_dict(torch.load(file, weights_only=False))
+    x = torch.randn(1, 2, 32, 32)
+    assert torch.equal(other(x), model(x))
