@@ -74,6 +74,15 @@ class MonarchConv(nn.Module):
             fan_in = self.R[0, 0].numel() * self.nblocks
             nn.init.uniform_(self.bias, -(fan_in**-0.5), fan_in**-0.5)
 
+    @torch.no_grad()
+    def reset_parameters_like(self, weight: Tensor) -> None:
+        """Draw the factors anew with the mean square of ``weight`` for that of their product."""
+        self.reset_parameters()
+        fan_in = self.R[0, 0].numel() * self.nblocks
+        ratio = (3 * fan_in * weight.float().square().mean().item()) ** 0.5
+        self.L *= ratio**0.5
+        self.R *= ratio**0.5 or 1.0
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, …) → (B, C_out, …)."""
         n = self.nblocks
@@ -85,8 +94,9 @@ class MonarchConv(nn.Module):
         W = self.L.flatten(0, 1)
         return convolve(z, W[(...,) + (None,) * len(self.kernel_size)], self.bias, 1, 0, 1, n)
 
-    def dense_weight(self) -> Tensor:
-        """The weight of the dense convolution, (C_out, C_in, *kernel)."""
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the dense convolution, (C_out, C_in, *kernel), multiplied out at each access."""
         n = self.nblocks
         L, R = self.L.unflatten(2, (n, -1)), self.R.unflatten(1, (n, -1))
         return torch.einsum("jlkt,kjti...->jlki...", L, R).flatten(2, 3).flatten(0, 1)
@@ -106,7 +116,7 @@ class MonarchConv(nn.Module):
             dtype=self.L.dtype,
         )
         with torch.no_grad():
-            conv.weight.copy_(self.dense_weight())
+            conv.weight.copy_(self.weight)
             if self.bias is not None and conv.bias is not None:
                 conv.bias.copy_(self.bias)
         return conv

@@ -1,6 +1,8 @@
-"""A linear layer whose weight is a Monarch matrix."""
+"""Linear layers whose weight is a Monarch matrix, or several."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,9 @@ from torch.nn import functional as F
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import monarch_dense, monarch_multiply
 from monarch_sciml.linalg import project
+from monarch_sciml.nn.pointwise import PointwiseConv
 
-__all__ = ["MonarchLinear"]
+__all__ = ["MonarchLinear", "MonarchPointwise", "StackedLinear"]
 
 
 class MonarchLinear(nn.Module):
@@ -77,6 +80,17 @@ class MonarchLinear(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -(self.in_features**-0.5), self.in_features**-0.5)
 
+    @torch.no_grad()
+    def reset_parameters_like(self, weight: Tensor) -> None:
+        """Draw the factors anew with the mean square of ``weight`` (out, in) for that of their product.
+
+        For zeros L is zero and R is not: the output is zero, and still there is a gradient.
+        """
+        self.reset_parameters()
+        ratio = (3 * self.in_features * weight.float().square().mean().item()) ** 0.5  # to that of nn.Linear
+        self.L *= ratio**0.5
+        self.R *= ratio**0.5 or 1.0
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
         if x.shape[-1] != self.in_features:
@@ -129,3 +143,63 @@ class MonarchLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"nblocks={self.nblocks}, bias={self.bias is not None}"
         )
+
+
+class StackedLinear(nn.Module):
+    """``y = concat(M_1 x, M_2 x, …) + b``: a fused projection whose blocks have matrices of their own.
+
+    (..., in_features) → (..., out_features); ``parts`` hold no bias, ``bias`` is that of all.
+    """
+
+    def __init__(self, parts: Sequence[MonarchLinear], bias: nn.Parameter | None):
+        super().__init__()
+        self.parts, self.bias = nn.ModuleList(parts), bias
+        self.in_features, self.out_features = parts[0].in_features, sum(p.out_features for p in parts)
+
+    @property
+    def layers(self) -> list[MonarchLinear]:
+        """The parts, by their type."""
+        return [part for part in self.parts if isinstance(part, MonarchLinear)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) → (..., out_features)."""
+        y = torch.cat([part(x) for part in self.parts], -1)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def to_linear(self) -> nn.Linear:
+        """The dense layer of the same map."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        weight = torch.cat([part.to_linear().weight.detach() for part in self.layers])
+        linear.weight = nn.Parameter(weight)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone())
+        return linear
+
+
+class MonarchPointwise(nn.Module):
+    """A 1 × 1 convolution with a Monarch matrix: ``linear`` over the channels, wherever they stand.
+
+    Args:
+        linear: channels in → channels out.
+        axes: 1, 2 or 3, the axes beside the channels, as of ``nn.Conv1d`` … ``nn.Conv3d``, which take inputs
+            without a batch axis too; None stands for ``PointwiseConv``, which takes (B, C, …).
+    """
+
+    def __init__(self, linear: MonarchLinear, axes: int | None):
+        super().__init__()
+        self.linear, self.axes = linear, axes
+        self.in_channels, self.out_channels = linear.in_features, linear.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, …) → (B, C_out, …)."""
+        channels = 1 if self.axes is None else -1 - self.axes
+        return self.linear(x.movedim(channels, -1)).movedim(-1, channels).contiguous()
+
+    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d | PointwiseConv:
+        """The dense convolution of the same map."""
+        linear, axes = self.linear.to_linear(), self.axes or 1
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        conv = kind(self.in_channels, self.out_channels, 1, bias=linear.bias is not None, device="meta")
+        conv.weight = nn.Parameter(linear.weight.detach().unflatten(1, (-1, *(1,) * axes)))
+        conv.bias = linear.bias
+        return PointwiseConv(conv) if self.axes is None else conv

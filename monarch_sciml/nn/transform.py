@@ -1,5 +1,7 @@
 """A truncated Fourier transform whose entries can be trained."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +82,22 @@ class LearnedTransform(nn.Module):
             k = torch.arange(self.first, self.first + self.n_modes, device=W.device)
             W = W * (1 + ((k != 0) & (2 * k != size)))[:, None]
         return torch.stack((W[0].mT, -W[1].mT))
+
+    @torch.no_grad()
+    def densify_(self) -> LearnedTransform:
+        """Multiply the factors out, in place: from now on every entry of W is trained on its own.
+
+        A dense matrix is a Monarch matrix of one block: ``L`` (1, n_modes, n), and ``R`` (n, 1, 1), all ones,
+        becomes a buffer. W stays as it was, and the names in the state too. Does nothing to a fixed or an
+        already dense transform.
+        """
+        if isinstance(self.R, nn.Parameter):
+            W = self() / self.scale
+            self.L = nn.Parameter(W.movedim(0, -1)[None].contiguous(), requires_grad=self.L.requires_grad)
+            del self.R
+            one = torch.tensor([1.0, 0.0]).to(W)
+            self.register_buffer("R", one.expand(self.n, 1, 1, 2).contiguous())
+        return self
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""

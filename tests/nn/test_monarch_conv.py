@@ -6,7 +6,7 @@ from laws import relative_error
 from torch import nn
 
 from monarch_sciml import InputError
-from monarch_sciml.nn import MonarchConv
+from monarch_sciml.nn import MonarchConv, densify, monarchize
 
 CONVS = [
     (nn.Conv2d(8, 12, 3, padding=1), 4),
@@ -47,7 +47,7 @@ def test_no_layer_nearby_is_closer_to_the_dense_one(double):
     assert torch.equal(layer.bias, conv.bias)
 
     def distance():
-        return (layer.dense_weight() - conv.weight).square().sum()
+        return (layer.weight - conv.weight).square().sum()
 
     best = distance()
     for gradient in torch.autograd.grad(best, [layer.L, layer.R]):
@@ -80,7 +80,7 @@ def test_gradients(double):
 
 def test_outputs_start_with_the_variance_of_a_dense_convolution():
     conv = nn.Conv2d(32, 64, 3)
-    weights = torch.stack([MonarchConv(conv, 4).dense_weight() for _ in range(30)])
+    weights = torch.stack([MonarchConv(conv, 4).weight for _ in range(30)])
     third = 1 / (3 * 32 * 9)
     assert weights.var().item() == pytest.approx(third, rel=0.05)
     biases = torch.stack([MonarchConv(conv, 4).bias for _ in range(30)])
@@ -100,3 +100,68 @@ def test_what_it_does_not_do_is_said():
         MonarchConv(nn.Conv2d(4, 4, 3, groups=2), 2)
     with pytest.raises(InputError, match="circular"):
         MonarchConv(nn.Conv2d(4, 4, 3, padding_mode="circular"), 2)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 3, padding=1, groups=2),
+        nn.Conv2d(8, 2, 1),
+    )
+
+
+def test_a_network_of_convolutions_is_converted_and_multiplied_out(double):
+    model, x = network(), torch.randn(2, 1, 9, 7)
+    dense = model(x)
+    report = monarchize(model, 2)
+    rows = {row.name: row for row in report.rows}
+    assert {name for name, row in rows.items() if row.reason is None} == {"2"}
+    assert rows["0"].reason == "2 does not divide its channels"
+    assert rows["5"].reason == "would not become smaller"
+    assert "4" not in rows  # in groups already
+    conv = model[2]
+    assert isinstance(conv, MonarchConv)
+    assert rows["2"].parameters_after == sum(p.numel() for p in conv.parameters())
+    assert 0 < rows["2"].error < 1
+    monarch = model(x)
+    assert relative_error(monarch, dense) > 1e-3
+    densify(model)
+    assert type(model[2]) is nn.Conv2d
+    assert relative_error(model(x), monarch) < 1e-13
+
+
+def test_new_factors_keep_the_variance_of_the_weight():
+    model = nn.Sequential(nn.Conv2d(32, 64, 3))
+    with torch.no_grad():
+        model[0].weight.normal_(0, 0.02)
+    monarchize(model, 4, mode="init")
+    assert model[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_training_goes_on_dense_with_the_state_of_the_optimiser():
+    from monarch_sciml.training.sparsity import reverse_sparsification
+
+    torch.manual_seed(0)
+    teacher, model = network(), network()
+    monarchize(model, 2)
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    x = torch.randn(8, 1, 8, 8)
+
+    def step():
+        adam.zero_grad()
+        loss = (model(x) - teacher(x).detach()).square().mean()
+        loss.backward()
+        adam.step()
+        return loss.item()
+
+    before = [step() for _ in range(60)]
+    reverse_sparsification(model, adam)
+    weight = model[2].weight
+    assert adam.state[weight]["exp_avg_sq"].shape == weight.shape
+    assert adam.state[weight]["step"] == 60
+    after = [step() for _ in range(20)]
+    assert max(after) < 1.05 * before[-1]
+    assert after[-1] < before[-1]

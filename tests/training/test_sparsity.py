@@ -1,0 +1,255 @@
+"""The switch to dense weights in the middle of a training, and a dense model made Monarch after one."""
+
+import copy
+import math
+from itertools import cycle
+
+import lightning
+import pytest
+import torch
+from laws import relative_error
+from torch import nn
+
+from monarch_sciml import InputError, MonarchLinear
+from monarch_sciml.nn import LearnedTransform
+from monarch_sciml.nn.convert import StackedLinear, monarchize
+from monarch_sciml.training.sparsity import ReverseSparsification, fine_tune, reverse_sparsification
+
+X = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
+Y = torch.cat((X[:, :4].sin(), X[:, 4:8] * X[:, 8:12]), 1)
+OPTIMISERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
+    "plain sgd": lambda p: torch.optim.SGD(p, lr=0.02),
+    "adam": lambda p: torch.optim.Adam(p, lr=3e-3, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=3e-3),
+}
+
+
+class Net(nn.Module):
+    """A fused projection, a ragged layer and a 1 × 1 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.mix = nn.Linear(16, 48), nn.Conv1d(48, 30, 1)
+        self.out = nn.Linear(30, 8)
+
+    def forward(self, x):
+        return self.out(self.mix(self.qkv(x).tanh()[..., None])[..., 0].tanh())
+
+
+def network():
+    model = Net()
+    monarchize(model, mode="init")
+    return model
+
+
+def loss(model, batch=(X, Y)):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def train(model, optimizer, steps, schedule=None):
+    for step in range(steps):
+        i = torch.arange(32) + 32 * (step % 8)
+        optimizer.zero_grad()
+        loss(model, (X[i], Y[i])).backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return loss(model).item()
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_the_loss_goes_on_without_a_jump(name):
+    model = network()
+    optimizer = OPTIMISERS[name](model.parameters())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    train(model, optimizer, 120, schedule)
+    assert isinstance(model.qkv, StackedLinear)
+    before, y, bias = loss(model).item(), model(X).detach(), model.out.bias
+    rate = optimizer.param_groups[0]["lr"]
+    assert reverse_sparsification(model, optimizer) is model
+    assert relative_error(model(X).detach(), y) < 1e-5
+    assert model.out.bias is bias
+    assert optimizer.param_groups[0]["params"] == list(model.parameters())
+    assert optimizer.param_groups[0]["lr"] == rate
+    assert set(optimizer.state) <= set(model.parameters())
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            assert not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape == parameter.shape
+    losses = [train(model, optimizer, 1, schedule) for _ in range(10)]
+    assert max(losses) < 1.02 * before
+    assert train(model, optimizer, 70, schedule) < before
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+def test_averages_of_a_constant_gradient_are_its_part_within_the_monarch_matrices(complex_, double):
+    """After one step of SGD that is the projection of its gradient on the tangent space."""
+    if complex_:
+        model: nn.Module = LearnedTransform(12, 7)
+        model.L.data.add_(0.1 * torch.randn_like(model.L))
+        G = torch.randn(2, 7, 12)
+    else:
+        model = MonarchLinear(10, 13, 3, bias=False)
+        G = torch.randn(13, 10)
+    inputs = () if complex_ else (torch.eye(10),)
+
+    def value(L, R):
+        y = torch.func.functional_call(model, {"L": L, "R": R}, inputs)
+        return y if complex_ else y.mT
+
+    # the tangent space: all derivatives of the matrix by its factors
+    jacobians = torch.autograd.functional.jacobian(value, (model.L.detach(), model.R.detach()))
+    T = torch.cat([J.flatten(G.ndim).flatten(0, G.ndim - 1) for J in jacobians], 1)
+    expected = (T @ torch.linalg.lstsq(T, G.flatten()[:, None], driver="gelsd").solution).view_as(G)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-30, momentum=0.9)
+    (value(model.L, model.R) * G).sum().backward()
+    optimizer.step()
+    dense = reverse_sparsification(model, optimizer)
+    carried = optimizer.state[dense.L if complex_ else dense.weight]["momentum_buffer"]
+    carried = carried[0].movedim(-1, 0) if complex_ else carried
+    assert relative_error(carried, expected) < 1e-9
+
+
+def test_averages_of_squares_are_recovered_when_rows_and_columns_decide(double):
+    layer = MonarchLinear(256, 256, 4, bias=False)
+    rows, columns = torch.rand(256, 1) + 0.2, torch.rand(1, 256) + 0.2
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.0, betas=(0.9, 0.99))
+    for _ in range(60):
+        G = torch.randn(256, 256) * (rows * columns).sqrt()
+        optimizer.zero_grad()
+        (layer(torch.eye(256)).mT * G).sum().backward()
+        optimizer.step()
+    dense = reverse_sparsification(layer, optimizer)
+    state = optimizer.state[dense.weight]
+    assert state["step"] == 60
+    found = state["exp_avg_sq"] / (1 - 0.99**60)
+    assert relative_error(found, rows * columns) < 0.15
+    assert found.mean().item() == pytest.approx((rows * columns).mean().item(), rel=0.05)
+
+
+def test_groups_names_and_frozen_layers():
+    model = network()
+    model.out.requires_grad_(False)
+    factors = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.ndim > 1]
+    biases = [(n, p) for n, p in model.named_parameters() if p.requires_grad and p.ndim == 1]
+    groups = [{"params": biases, "weight_decay": 0.0}, {"params": factors, "lr": 0.1}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.2)
+    train(model, optimizer, 2)
+    reverse_sparsification(model, optimizer)
+    first, second = optimizer.param_groups
+    assert first["params"] == [p for _, p in biases]
+    assert second["params"] == [model.qkv.weight, model.mix.weight]
+    assert (second["lr"], second["weight_decay"], first["weight_decay"]) == (0.1, 0.2, 0.0)
+    assert len(second["param_names"]) == 2
+    assert not model.out.weight.requires_grad
+    assert math.isfinite(train(model, optimizer, 2))
+
+
+def test_unknown_optimisers_say_that_they_start_anew():
+    model = network()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.001)
+    train(model, optimizer, 3)
+    with pytest.warns(UserWarning, match="RMSprop is not known here: dense weights start without a state"):
+        reverse_sparsification(model, optimizer)
+    assert model.qkv.weight not in optimizer.state
+    assert model.qkv.bias in optimizer.state
+    assert math.isfinite(train(model, optimizer, 2))
+    with pytest.raises(InputError, match="a model with Monarch matrices; found none"):
+        reverse_sparsification(model, optimizer)
+
+
+def test_before_the_first_step_there_is_nothing_to_carry():
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters())
+    reverse_sparsification(model, optimizer)
+    assert not optimizer.state
+    assert math.isfinite(train(model, optimizer, 2))
+
+
+class Module(lightning.LightningModule):
+    def __init__(self, die_at=None):
+        super().__init__()
+        self.model, self.die_at, self.kinds, self.losses = network(), die_at, [], []
+
+    def training_step(self, batch, index):
+        if self.global_step == self.die_at:
+            raise RuntimeError("killed")
+        self.kinds.append(type(self.model.out).__name__)
+        value = loss(self.model, batch)
+        self.losses.append(value.item())
+        return value
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 32)
+
+
+def fit(module, folder, path=None):
+    checkpoint = lightning.pytorch.callbacks.ModelCheckpoint(
+        folder, filename="last", save_on_train_epoch_end=True
+    )
+    lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=5,
+        callbacks=[ReverseSparsification(0.7), checkpoint],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, ckpt_path=path)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("die_at", [20, 34], ids=["before the switch", "after the switch"])
+def test_lightning_switches_once_and_resumes_on_either_side(die_at, tmp_path):
+    torch.manual_seed(1)
+    whole = fit(Module(), tmp_path / "whole")
+    assert whole.kinds == ["MonarchLinear"] * 28 + ["Linear"] * 12
+    torch.manual_seed(1)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(Module(die_at), tmp_path / "cut")
+    resumed = fit(Module(), tmp_path / "cut", tmp_path / "cut" / "last.ckpt")
+    start = 8 * (die_at // 8)
+    assert resumed.kinds == whole.kinds[start:]
+    assert resumed.losses == pytest.approx(whole.losses[start:], rel=1e-5)
+    for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert relative_error(a.detach(), b.detach()) < 1e-5
+
+
+def test_a_fraction_is_one():
+    with pytest.raises(InputError, match=r"between 0 and 1; found 1.0"):
+        ReverseSparsification(1.0)
+
+
+def test_fine_tuning_recovers_what_the_projection_lost():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8))
+    optimizer = torch.optim.AdamW(dense.parameters(), lr=3e-3)
+    trained = train(dense, optimizer, 400)
+    projected, scratch = copy.deepcopy(dense), copy.deepcopy(dense)
+    monarchize(projected)
+    batches = [(X[i : i + 32], Y[i : i + 32]) for i in range(0, 256, 32)]
+    tuned = copy.deepcopy(dense)
+    report = fine_tune(tuned, 4, loss, batches, 200, 1e-2)
+    fine_tune(scratch, 4, loss, batches, 200, 1e-2, mode="init")
+    assert report.parameters_after < 0.75 * report.parameters_before
+    losses = [loss(m).item() for m in (projected, tuned, scratch)]
+    assert losses[0] > 20 * trained
+    assert losses[1] < 0.25 * losses[0]
+    assert losses[1] < 0.75 * losses[2]
+
+
+def test_fine_tuning_says_what_is_wrong():
+    model = Net()
+    with pytest.raises(InputError, match="at least one step; found 0"):
+        fine_tune(model, 4, loss, [(X, Y)], 0, 1e-3)
+    with pytest.raises(InputError, match="batches that can be gone through again; found none"):
+        fine_tune(model, 4, loss, [], 3, 1e-3)
+    with pytest.raises(InputError, match="a finite loss; found nan at step 0; lower"):
+        fine_tune(Net(), 4, lambda m, b: loss(m, b) * math.nan, cycle([(X, Y)]), 3, 1e-3)
