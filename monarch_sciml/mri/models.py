@@ -65,21 +65,53 @@ class UNetReconstruction(nn.Module):
 
 
 class MSense(nn.Module):
-    """mSENSE of Dao et al. (ICML 2022): ``x = Σ_c S̄_c V y_c``, the inverse FFT of SENSE made learnable.
+    """mSENSE of Dao et al. (ICML 2022): ``x = Σ_c S̄_c V (w y_c)``, the inverse FFT of SENSE made learnable.
 
     V is a separable Monarch transform that starts as the centred inverse FFT; linear in the data, some ten
-    thousand parameters, no network.
+    thousand parameters, no network. The weights w (H, W) are not learned, but saved with the model: 1, or
+    after ``compensate`` those of density compensation. V can learn them too, as far as they are separable,
+    but needs many volumes for it. On other grids w is the same at the same fraction of the highest frequency.
     """
+
+    weights: Tensor
 
     def __init__(self, shape: tuple[int, int]):
         super().__init__()
         self.inverse = LearnedFourier(shape, inverse=True)
+        self.register_buffer("weights", torch.ones(shape))
+
+    def compensate(self, density: Tensor, *, power: float = 0.75) -> None:
+        """Weigh points of k-space by ``d^(−power)``, d (1, W) or (H, W) their probability of being measured.
+
+        The image is then that of ``classical.density_compensated`` until V is trained. Points that are never
+        measured have the weight 1. Raises ``InputError`` for a density of another grid.
+        """
+        if density.ndim != 2 or any(
+            n not in (1, m) for n, m in zip(density.shape, self.inverse.shape, strict=True)
+        ):
+            expected = f"a density for {self.inverse.shape}, the grid of the transform"
+            raise InputError(expected, f"{tuple(density.shape)}", "take it from masks of this size")
+        self.weights.copy_(torch.where(density > 0, density, 1.0).pow(-power))
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """→ complex image (B, H, W). Raises ``InputError`` for a single coil."""
         if maps.shape[-3] < 2:
             raise InputError("at least two coils for mSENSE", "one", "use unet, varnet or modl")
-        return _Backward(Sensitivity(maps), self.inverse, pattern)(kspace)
+        weights = _stretch(_stretch(self.weights, kspace.shape[-1]).mT, kspace.shape[-2]).mT
+        return _Backward(Sensitivity(maps), self.inverse, pattern)(kspace * weights)
+
+
+def _stretch(weights: Tensor, size: int) -> Tensor:
+    """Linear interpolation along the last axis, a centred one, to ``size`` points: k/n stays k/n."""
+    n = weights.shape[-1]
+    if size == n:
+        return weights
+    k = torch.arange(size, dtype=torch.float64, device=weights.device) - size // 2
+    place = (k * (n / size) + n // 2).clamp(0, n - 1)
+    below = place.long()
+    return torch.lerp(
+        weights[..., below], weights[..., (below + 1).clamp_max(n - 1)], (place - below).to(weights)
+    )
 
 
 class VarNet(nn.Module):

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform
+from monarch_sciml.mri.classical import sampling_density
 from monarch_sciml.mri.datasets import Slice, SliceDataset, list_files
 from monarch_sciml.mri.masks import (
     Mask,
@@ -28,7 +29,7 @@ from monarch_sciml.mri.masks import (
     within,
 )
 from monarch_sciml.mri.metrics import center_crop, scores
-from monarch_sciml.mri.models import Kind, ModelConfig, departures, learned_transforms
+from monarch_sciml.mri.models import Kind, ModelConfig, MSense, departures, learned_transforms
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
 from monarch_sciml.training import check_device, check_run, create_run, is_finished
 
@@ -38,6 +39,7 @@ LEAST = dict.fromkeys(("seed", "penalty", "transform_rate"), 0) | dict.fromkeys(
     ("cascades", "channels", "pools", "modes", "epochs", "batch", "n_train", "n_test", "threads"), 1
 )
 POISSON_DISCS = 32  # different ones in training: each takes a while to draw
+PRIOR = 400  # of mSENSE: how many slices its start counts for
 CACHED_BYTES = 2 << 30
 
 
@@ -76,8 +78,9 @@ class TrainConfig:
     """Frequencies per axis of the spectral regulariser."""
     share_transforms: bool = True
     """One learned transform for all cascades, or one each."""
-    penalty: float = 0.0
-    """Weight of the learned transforms' squared relative distance from the FFT in the loss."""
+    penalty: float | None = None
+    """Weight of the learned transforms' squared relative distance from the FFT in the loss; by default 0, of
+    msense, whose start is density compensation, 400 over the number of training slices."""
     epochs: int = 10
     """Passes over the training slices."""
     batch: int = 1
@@ -187,6 +190,9 @@ def train(config: TrainConfig) -> Path:
     model = settings.build()
     maps = MapCache("espirit" if config.maps == "espirit" else "low-resolution")
     _check(config, training, held_out)
+    for module in model.modules():
+        if isinstance(module, MSense):
+            module.compensate(expected_density(config.sampling, settings.shape))
     for each in examples:  # what cannot be masked, or has no centre to estimate maps from, is refused here
         undersample(each[0], draw_mask(config.sampling, _shape(each[0]), 0), maps)
     data = {"training": _summary(training), "held out": _summary(held_out)}
@@ -195,7 +201,11 @@ def train(config: TrainConfig) -> Path:
     from monarch_sciml.training.loop import Task, fit  # Lightning: only when training
 
     task = Task(
-        model, _loss(config, maps), _held_out_scores(config, maps), _optimiser(config), seed=config.seed
+        model,
+        _loss(config, maps, _penalty(config, len(training))),
+        _held_out_scores(config, maps),
+        _optimiser(config),
+        seed=config.seed,
     )
     fit(
         task,
@@ -255,6 +265,18 @@ def _shape(example: Example) -> tuple[int, int]:
     return example.kspace.shape[-2], example.kspace.shape[-1]
 
 
+def expected_density(sampling: MaskConfig, shape: tuple[int, int]) -> Tensor:
+    """Probability (1, W) or (H, W) of each point being measured by masks as in training, without data."""
+    masks = [draw_mask(sampling, shape, seed).pattern for seed in range(POISSON_DISCS)]
+    return sampling_density(torch.stack(masks), smoothing=2.0)
+
+
+def _penalty(config: TrainConfig, slices: int) -> float:
+    if config.penalty is not None:
+        return config.penalty
+    return PRIOR / slices if config.model == "msense" else 0.0
+
+
 def _summary(data: SliceDataset) -> str:
     names = [volume.path.name for volume in data.volumes]
     return f"{len(data)} slices of {len(names)} volumes, {names[0]} … {names[-1]}"
@@ -274,7 +296,7 @@ def _reconstruct(model: nn.Module, example: Example, mask: Mask, maps: MapCache)
     return center_crop(image, (height, width))
 
 
-def _loss(config: TrainConfig, maps: MapCache):
+def _loss(config: TrainConfig, maps: MapCache, penalty: float):
     """Mean over the slices of ‖|x| − target‖ / ‖target‖, and the penalty on the learned transforms."""
 
     def loss(model: nn.Module, batch: list[Example], generator: torch.Generator) -> Tensor:
@@ -286,7 +308,7 @@ def _loss(config: TrainConfig, maps: MapCache):
             image = _reconstruct(model, example, draw_mask(config.sampling, _shape(example), seed), maps)
             errors.append((image - example.target).norm() / example.target.norm().clamp_min(1e-30))
         total = torch.stack(errors).mean()
-        return total + config.penalty * departures(model) if config.penalty else total
+        return total + penalty * departures(model) if penalty else total
 
     return loss
 

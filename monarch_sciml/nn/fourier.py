@@ -9,7 +9,6 @@ from monarch_sciml.kernels import monarch_dense
 from monarch_sciml.linalg import (
     FactoredTransform,
     SeparableTransform,
-    balanced_factors,
     centered_dft,
     fourier_factors,
 )
@@ -52,8 +51,8 @@ class LearnedFourier(nn.Module):
     def matrix(self, axis: str, size: int | None = None) -> Tensor:
         """W along axis "y" or "x" on ``size`` points, complex (size, size)."""
         L, R = self._factors(axis)
-        n = L.shape[0] * R.shape[0]
-        p, q = balanced_factors(n)
+        p, q = L.shape[0], R.shape[0]
+        n = p * q
         # columns (j2, j1) → (j1, j2): the stride permutation
         W = monarch_dense(L, R).unflatten(1, (q, p)).mT.flatten(1)
         if size is None or size == n:
@@ -78,6 +77,23 @@ class LearnedFourier(nn.Module):
             return FactoredTransform(self._factors("y"), self._factors("x"), tuple(planes))
         return SeparableTransform(self.matrix("y", H), self.matrix("x", W), tuple(planes))
 
+    @torch.no_grad()
+    def densify_(self) -> LearnedFourier:
+        """Multiply the factors out, in place: from now on every entry of both W is trained on its own.
+
+        A dense matrix is a Monarch matrix of one block: ``L`` (1, n, n), and ``R`` (n, 1, 1), all ones,
+        becomes a buffer. Does nothing to a fixed or an already dense transform.
+        """
+        for axis in "yx":
+            L, R = getattr(self, f"L_{axis}"), getattr(self, f"R_{axis}")
+            if isinstance(R, nn.Parameter):
+                W = torch.view_as_real(self.matrix(axis))[None].contiguous()
+                setattr(self, f"L_{axis}", nn.Parameter(W, requires_grad=L.requires_grad))
+                delattr(self, f"R_{axis}")
+                one = torch.tensor([1.0, 0.0]).to(W)
+                self.register_buffer(f"R_{axis}", one.expand(W.shape[1], 1, 1, 2).contiguous())
+        return self
+
     def departure(self) -> Tensor:
         """``‖W − F‖_F / ‖F‖_F``, root mean square over the axes: how far training has moved from the DFT."""
         return self._mean(lambda W, F: W - (F.conj() if self.inverse else F))
@@ -90,8 +106,10 @@ class LearnedFourier(nn.Module):
         parts = []
         for axis in "yx":
             W = self.matrix(axis)
-            parts.append(difference(W, centered_dft(len(W)).to(W)).abs().square().sum() / len(W))
-        return torch.stack(parts).mean().sqrt()
+            D = difference(W, centered_dft(len(W)).to(W))
+            # a norm, not the root of a sum of squares: its gradient at zero, the start, is 0 and not NaN
+            parts.append(torch.linalg.vector_norm(D) / (2 * len(W)) ** 0.5)
+        return torch.linalg.vector_norm(torch.stack(parts))
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""

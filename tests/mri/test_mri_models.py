@@ -3,7 +3,7 @@ import torch
 from laws import relative_error
 
 from monarch_sciml import InputError, LearnedFourier
-from monarch_sciml.mri.classical import zero_filled
+from monarch_sciml.mri.classical import density_compensated, zero_filled
 from monarch_sciml.mri.models import (
     KINDS,
     LearnedMaps,
@@ -73,6 +73,46 @@ def test_msense_is_zero_filled_sense_at_initialisation_and_linear():
         sum_of_both = model(2j * kspace + other, pattern, maps)
         both = 2j * model(kspace, pattern, maps) + model(other, pattern, maps)
         assert relative_error(sum_of_both, both) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (1, SHAPE[1])])
+def test_compensated_msense_starts_as_density_compensation(shape):
+    model, density = build("msense"), 0.1 + 0.9 * torch.rand(shape)
+    kspace, pattern, maps = scan(batch=2, columns=False)
+    density[..., 0] = 0  # never measured
+    pattern[..., 0] = False
+    kspace = kspace * pattern[:, None]
+    model.compensate(density)
+    with torch.no_grad():
+        expected = density_compensated(kspace, pattern, maps, density, power=0.75)
+        assert relative_error(model(kspace, pattern, maps), expected) < 1e-6
+    assert model.weights.isfinite().all()
+    assert not any(name.startswith("weights") for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("shape", [(48, 40), (17, 31), (12, 10)])
+def test_weights_of_msense_are_the_same_at_the_same_fraction_of_the_highest_frequency(shape):
+    """Weights that are linear in k/n along either axis are met exactly by linear interpolation."""
+
+    def weights(shape):
+        y, x = (torch.arange(n, dtype=torch.float64) / n - (n // 2) / n for n in shape)
+        return (2 + y[:, None]) * (3 - x)
+
+    model = build("msense")
+    model.compensate(1 / weights(SHAPE), power=1)
+    kspace, pattern, maps = scan(shape, columns=False)
+    inner = torch.zeros(shape)  # beyond the outermost frequency of the smaller grid the weight is constant
+    inner[2:-2, 2:-2] = 1
+    kspace = kspace * inner
+    with torch.no_grad():
+        expected = zero_filled(kspace * weights(shape).float(), pattern, maps)
+        assert relative_error(model(kspace, pattern, maps), expected) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (24, 19), (2, 24, 20), (20,)])
+def test_a_density_of_another_grid_is_refused(shape):
+    with pytest.raises(InputError, match=r"a density for \(24, 20\), the grid of the transform"):
+        build("msense").compensate(torch.ones(shape))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,6 +236,8 @@ def test_refinement_ignores_offset_and_scale():
 def test_export_and_load(kind, tmp_path):
     config = ModelConfig(kind, SHAPE, cascades=2, channels=2, pools=1)
     model, inputs = config.build().eval(), scan()
+    if kind == "msense":
+        model.compensate(0.1 + torch.rand(SHAPE))
     config.save(tmp_path / "model", model)
     loaded, found = load_model(tmp_path / "model")
     assert found == config

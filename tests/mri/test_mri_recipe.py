@@ -14,8 +14,9 @@ from small_runs import assert_same_run, table, weights
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri import recipe
-from monarch_sciml.mri.masks import MaskConfig
-from monarch_sciml.mri.models import KINDS, LearnedMaps, ModelConfig, departures, load_model
+from monarch_sciml.mri.classical import sampling_density
+from monarch_sciml.mri.masks import MaskConfig, draw_mask
+from monarch_sciml.mri.models import KINDS, LearnedMaps, ModelConfig, MSense, departures, load_model
 from monarch_sciml.mri.recipe import Example, TrainConfig, split, train
 from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct
 from monarch_sciml.mri.sensitivity import estimate_maps
@@ -190,6 +191,29 @@ def test_penalty_keeps_the_transforms_at_the_fft(data, tmp_path):
     )
     assert far.item() > 1e-6
     assert near.item() < 0.5 * far.item()
+
+
+@pytest.mark.parametrize(
+    "sampling", [MaskConfig("random", (2.0, 4.0), (0.3, 0.2)), MaskConfig("poisson", (2.0,), (0.2,))]
+)
+@pytest.mark.parametrize("maps", ["low-resolution", "learned"])
+def test_msense_starts_as_density_compensation(data, tmp_path, sampling, maps):
+    """The density of the masks that training draws, on the grid of the transform."""
+    settings = {"model": "msense", "sampling": sampling, "maps": maps, "shape": (24, 20)}
+    run = train(config(data, tmp_path / "run", epochs=1, **settings))
+    (model,) = [m for m in load_model(run / "model")[0].modules() if isinstance(m, MSense)]
+    masks = torch.stack([draw_mask(sampling, (24, 20), seed).pattern for seed in range(32)])
+    expected = sampling_density(masks, smoothing=2.0).pow(-0.75).float()
+    assert torch.allclose(model.weights, expected.expand(24, 20))
+    assert model.weights.max() > 1.5 * model.weights.min()
+
+
+def test_few_slices_leave_msense_near_its_start(data, tmp_path):
+    """By default; the other models are free."""
+    for model in ("msense", "varnet-monarch"):
+        runs = [train(config(data, tmp_path / f"{model} {p}", model=model, penalty=p)) for p in (None, 0.0)]
+        near, free = (departures(load_model(run / "model")[0]) for run in runs)
+        assert near < free if model == "msense" else near == free
 
 
 def test_maps_are_estimated_once_and_kept_up_to_a_limit(monkeypatch):

@@ -110,6 +110,26 @@ def test_departure_and_nonunitarity():
     assert abs(transform.nonunitarity().item() - 3) < 1e-12
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_departure_has_a_finite_gradient_where_it_is_exactly_zero(inverse):
+    """So that it may be a penalty from the first step on."""
+    transform = LearnedFourier((2, 2), inverse=inverse)
+    transform.departure().square().backward()
+    assert all(p.grad.isfinite().all() for p in transform.parameters())
+    for axis in "yx":  # W = F exactly
+        F = centered_dft(2).to(torch.complex64)
+        with torch.no_grad():
+            getattr(transform, f"L_{axis}").copy_(
+                torch.view_as_real((F.conj() if inverse else F).resolve_conj())[None]
+            )
+            getattr(transform, f"R_{axis}").copy_(torch.tensor([1.0, 0.0]))
+    transform.zero_grad()
+    departure = transform.departure()
+    assert departure == 0
+    departure.square().backward()
+    assert all(p.grad.isfinite().all() for p in transform.parameters())
+
+
 def test_gradients():
     transform = exact((6, 4))
     x = torch.randn(2, 6, 4, dtype=torch.complex128)
