@@ -7,7 +7,7 @@ MASK = --mask poisson --accelerations 4 --center-fractions 0.12
 THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo demo-mri test quality quality-mri bench gpu-suite docs clean
+.PHONY: install demo demo-mri test quality quality-mri bench transformers gpu-suite docs clean
 
 install: .venv/installed
 
@@ -59,6 +59,12 @@ quality-mri: .venv/installed
 # timings beside the peers', each with the error of its output
 bench: .venv/installed
 	$(BIN)/monarch-sciml bench --threads $(THREADS)
+
+# the paper's transformers: parameters, a training step, three small trainings in three ways; about two hours
+transformers: .venv/installed-dev
+	$(BIN)/python benchmarks/transformers/parameters.py
+	$(BIN)/python benchmarks/transformers/step_time.py
+	$(BIN)/python benchmarks/transformers/three_ways.py --workers $(THREADS)
 
 # tests and timings of a CUDA device; at most eight minutes
 gpu-suite: .venv/installed-dev
