@@ -183,12 +183,13 @@ def scan_problem(case: Case):
     )
     run = config.out if (config.out / "model").exists() else mri.train(config)
     model, settings = load_mri(run / "model")
-    training, held_out = (mri.Examples(part) for part in mri.split(config))
+    parts = mri.split(config)
+    training = mri.Examples(parts[0])
+    held_out = mri.Examples(parts[1], len(training))  # keys of their own in the cache of coil maps
     maps, generator = mri.MapCache("espirit"), torch.Generator().manual_seed(case.seed)
 
     def reconstruct(model: nn.Module, example: mri.Example, mask) -> Tensor:
-        cache = maps if example.key >= 0 else mri.MapCache("espirit")
-        return model(*mri.undersample(example, mask, cache))[0].abs()
+        return model(*mri.undersample(example, mask, maps))[0].abs()
 
     def batches() -> Iterator[mri.Example]:
         return (training[int(i)] for i in torch.randperm(len(training), generator=generator))
@@ -205,7 +206,7 @@ def scan_problem(case: Case):
                 masks = MaskConfig("poisson", (rate,), (0.12,))
                 for example in (held_out[i] for i in range(len(held_out))):
                     mask = draw_mask(masks, settings.shape, volume_seed(example.name))
-                    image = reconstruct(model, example._replace(key=-1), mask)
+                    image = reconstruct(model, example, mask)
                     found.append(scores(example.target, image)["nmse"])
         return mean(found)
 
