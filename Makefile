@@ -7,7 +7,7 @@ MASK = --mask poisson --accelerations 4 --center-fractions 0.12
 THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo demo-mri test quality quality-mri bench transformers gpu-suite docs clean
+.PHONY: install demo demo-mri test quality quality-mri bench transformers gpu-suite docs wheel clean
 
 install: .venv/installed
 
@@ -74,6 +74,16 @@ gpu-suite: .venv/installed-dev
 docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# dist/: the wheel and the source archive; the wheel is installed into an empty environment and run there
+wheel: .venv/installed-dev
+	rm -rf dist runs/wheel
+	$(BIN)/python -m build
+	$(PYTHON) -m venv runs/wheel
+	runs/wheel/bin/pip install --quiet --constraint .ci/constraints.txt dist/*.whl
+	cd runs/wheel && bin/monarch-sciml info
+	cd runs/wheel && bin/monarch-sciml pde generate --out ns.h5 --samples 4 --resolution 16 --end-time 3
+	cd runs/wheel && bin/monarch-sciml pde train --data ns.h5 --out run --n-train 3 --n-test 1 --epochs 1 --modes 8
+
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,4 +92,4 @@ test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 clean:
-	rm -rf .venv runs data/demo_*
+	rm -rf .venv runs build dist site data/demo_*
