@@ -1,0 +1,79 @@
+"""Convolutional baselines: shapes, periodicity, the sizes published, and TF-Net's decomposition."""
+
+import pytest
+import torch
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.pde.baselines import ResNet, TFNet, UNet
+from monarch_sciml.pde.models import count_parameters
+
+MODELS = {
+    "resnet": lambda: ResNet(3, 1, width=6, blocks=2),
+    "unet": lambda: UNet(3, 1, width=4, levels=2),
+    "tf-net": lambda: TFNet(3, 1, width=4, levels=2),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    torch.manual_seed(0)
+    return MODELS[request.param]()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (13, 20), (17, 7)])
+def test_grid_is_kept_and_every_parameter_learns(model, shape):
+    y = model(torch.randn(2, 3, *shape))
+    assert y.shape == (2, 1, *shape)
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_shifted_flow_gives_shifted_prediction(model):
+    """The torus has no edge: shifts by the coarsest cell commute with all of it."""
+    x = torch.randn(1, 3, 16, 24, dtype=torch.float64)
+    model = model.double()
+    shift = {"shifts": (4, 8), "dims": (-2, -1)}
+    torch.testing.assert_close(model(x.roll(**shift)), model(x).roll(**shift), rtol=1e-10, atol=1e-10)
+
+
+def test_samples_do_not_see_one_another(model):
+    x = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))
+
+
+def test_tf_net_scales_add_up_and_separate():
+    net = TFNet(4, 2, width=2, levels=1)
+    x = torch.randn(2, 8, 12, 10)
+    mean, resolved, unresolved = net.scales(x)
+    torch.testing.assert_close(mean.repeat(1, 4, 1, 1) + resolved + unresolved, x)
+    # a constant, steady flow is its own mean
+    steady = torch.full((1, 8, 12, 10), 3.0)
+    mean, resolved, unresolved = net.scales(steady)
+    torch.testing.assert_close(mean, steady[:, :2])
+    torch.testing.assert_close(resolved, torch.zeros_like(resolved), atol=1e-5, rtol=0)
+    torch.testing.assert_close(unresolved, torch.zeros_like(unresolved), atol=1e-5, rtol=0)
+    # a steady flow, filtered, is all mean: the resolved part is what changes in time
+    still = torch.randn(1, 2, 12, 10).repeat(1, 4, 1, 1)
+    torch.testing.assert_close(net.scales(still)[1], torch.zeros_like(still), atol=1e-5, rtol=0)
+
+
+def test_filter_starts_as_the_mean_over_its_window():
+    net = TFNet(1, 1, width=2, levels=1)
+    x = torch.zeros(1, 1, 9, 9)
+    x[..., 0, 0] = 25.0
+    expected = torch.zeros(9, 9)
+    expected[torch.tensor([-2, -1, 0, 1, 2])[:, None], torch.tensor([-2, -1, 0, 1, 2])] = 1.0
+    torch.testing.assert_close(net.scales(x)[0][0, 0], expected)
+
+
+def test_published_sizes():
+    """Li et al., ICLR 2021, Table 1: ResNet 0.27 M, U-Net 25 M, TF-Net 7.5 M parameters."""
+    assert count_parameters(ResNet(10, 1)) == pytest.approx(266_641, rel=0.05)
+    assert count_parameters(UNet(10, 1, width=54)) == pytest.approx(24_950_491, rel=0.05)
+    assert count_parameters(TFNet(10, 1, width=41)) == pytest.approx(7_451_724, rel=0.1)
+
+
+@pytest.mark.parametrize("model", [UNet(1, 1, width=2, levels=3), TFNet(1, 1, width=2, levels=3)])
+def test_small_grids_are_refused(model):
+    with pytest.raises(InputError, match=r"at least 8 points per axis; found 8 × 6"):
+        model(torch.randn(1, 1, 8, 6))
