@@ -1,7 +1,7 @@
 """What the site takes from elsewhere in the repository, and its mathematics.
 
-Data cards, results and the files about the project become pages from where they lie. Links are written as
-they work in the repository, and rewritten here. TeX becomes MathML when the site is built, and browsers draw
+Data cards, results, notebooks and the files about the project become pages from where they lie. Links are
+written as they work in the repository, and rewritten here. TeX becomes MathML when the site is built, and browsers draw
 that by themselves: no script, no network.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[1]
 # in the repository: on the site
@@ -34,7 +35,20 @@ def on_files(files, config):
     for path, place in config.extra["places"].items():
         if files.get_file_from_path(place) is None:
             files.append(File.generated(config, place, abs_src_path=str(ROOT / path)))
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        config.extra["places"][f"notebooks/{path.name}"] = f"notebooks/{path.stem}.md"
+        for name, content in _notebook(path).items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
+
+
+def _notebook(path):
+    """The page of a notebook, with what its cells printed, and its pictures."""
+    text, resources = MarkdownExporter().from_filename(str(path))
+    pictures = {f"{path.stem}_{name}": content for name, content in resources["outputs"].items()}
+    for name in resources["outputs"]:
+        text = text.replace(f"]({name})", f"]({path.stem}_{name})")
+    return {f"{path.stem}.md": text, **pictures}
 
 
 def on_page_markdown(markdown, page, config, files):
