@@ -1,8 +1,8 @@
 """What the site takes from elsewhere in the repository, and its mathematics.
 
 Data cards, results, notebooks and the files about the project become pages from where they lie. Links are
-written as they work in the repository, and rewritten here. TeX becomes MathML when the site is built, and browsers draw
-that by themselves: no script, no network.
+written as they work in the repository, and rewritten here. TeX becomes MathML when the site is built, and
+browsers draw that by themselves: no script, no network.
 """
 
 import html

@@ -18,7 +18,7 @@ SOURCES = (".py", ".cpp", ".h", "py.typed")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built with what is installed: `make wheel` builds in isolation and installs into an empty environment."""
+    """Built with what is installed; `make wheel` builds in isolation, for an empty environment."""
     out = tmp_path_factory.mktemp("dist")
     # away from the checkout, where setuptools would leave its build folder
     tree = tmp_path_factory.mktemp("tree")
