@@ -7,9 +7,10 @@ coil is sensitive nothing was measured and the image is zero, as that of any SEN
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from monarch_sciml.mri.operators import Sensitivity, conjugate_gradients, encodi
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
 from monarch_sciml.nn import LearnedFourier
-from monarch_sciml.training import load_weights, read_json, save_model
+from monarch_sciml.training.hub import Pretrained, read_settings, run_around
+from monarch_sciml.training.model_card import About, count
 
 __all__ = [
     "KINDS",
@@ -28,6 +30,7 @@ __all__ = [
     "MSense",
     "MoDL",
     "ModelConfig",
+    "SliceReconstructor",
     "UNetReconstruction",
     "VarNet",
     "count_parameters",
@@ -273,19 +276,104 @@ class ModelConfig:
         return SpectralRefinement(self.channels, self.modes, self.shape)
 
     def save(self, path: Path, model: nn.Module) -> Path:
-        """Export weights and configuration into the directory ``path``."""
-        return save_model(path, model, asdict(self))
+        """``save_pretrained``, with the figures of the run directory that ``path`` lies in, if it does."""
+        return SliceReconstructor(model, self).save_pretrained(path, run=run_around(path))
+
+
+class SliceReconstructor(Pretrained):
+    """A network with its settings: k-space (B, C, H, W), sampled pattern and coil maps → images (B, H, W)."""
+
+    def __init__(self, network: nn.Module, config: ModelConfig):
+        super().__init__()
+        self.network, self.config = network, config
+
+    def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+        """As the network: complex images, magnitudes for "unet"."""
+        return self.network(kspace, pattern, maps)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network: weights keep the names that they have in a training."""
+        return self.network
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A new model of the settings in a ``config.json``. Raises ``InputError``."""
+        settings = read_settings(ModelConfig, config)
+        return cls(settings.build(), settings)
+
+    def about(self) -> About:
+        """For the model card."""
+        from monarch_sciml.mri.recipe import TrainConfig  # which imports this module
+
+        c = self.config
+        size = f"{c.shape[0]} × {c.shape[1]}"
+        unrolled = c.kind.startswith(("varnet", "modl"))
+        parts = [count(c.cascades, "cascade")] * unrolled
+        if c.kind == "unet" or (unrolled and c.regulariser == "unet"):
+            parts += [f"U-Nets of {count(c.channels, 'channel')} and {count(c.pools, 'level')}"]
+        elif unrolled:
+            parts += [f"spectral regularisers of {count(c.channels, 'channel')} and {c.modes} modes"]
+        parts += [f"{count_parameters(self.network):,} parameters"]
+        learned = f" Its learned transforms started as Fourier transforms on {size}."
+        return About(
+            title=f"{NAMES[c.kind]} for accelerated MRI",
+            notice="**Research use only, not for clinical use.**",
+            summary=(
+                "Reconstructs undersampled two-dimensional Cartesian k-space: centred k-space (batch, coils, "
+                "H, W), zero where nothing was sampled, the sampled pattern and the coil maps → images "
+                f"(batch, H, W). {', '.join(parts)}; coil maps: {c.maps}."
+                + learned
+                * bool(learned_transforms(self.network))
+            ),
+            task=("image-to-image", "accelerated MRI reconstruction"),
+            tags=("mri", "image-reconstruction", "medical-imaging", c.kind),
+            usage=USAGE,
+            shell="monarch-sciml mri reconstruct --files scan.h5 --out images --run {source}",
+            command="mri train",
+            options=TrainConfig,
+            metrics={"nmse": ("nmse", "NMSE"), "psnr": ("psnr", "PSNR in dB"), "ssim": ("ssim", "SSIM")},
+            limits=(
+                "For sampling, contrast, anatomy and noise like those of the training: on other data it may "
+                "invent or remove structure. Compare with a classical reconstruction of the same data.",
+                "Where no coil is sensitive the image is zero.",
+            ),
+            data=_training_data,
+        )
+
+
+NAMES: dict[Kind, str] = {
+    "unet": "U-Net",
+    "msense": "mSENSE",
+    "varnet": "VarNet",
+    "varnet-monarch": "VarNet-Monarch",
+    "modl": "MoDL",
+    "modl-monarch": "MoDL-Monarch",
+}
+USAGE = """\
+from monarch_sciml.mri.models import SliceReconstructor
+
+model = SliceReconstructor.from_pretrained("{source}")
+image = model(kspace, pattern, maps)  # coil maps from monarch_sciml.mri.espirit, for example"""
+
+
+def _training_data(settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
+    """Counts and the sampling; no names of files or folders, which may be those of patients."""
+    sampling = settings.get("sampling") or {}
+    rates = " or ".join(f"{rate:g}×" for rate in sampling.get("accelerations", ()))
+    mask = f"{sampling.get('mask', 'unknown')} sampling" + f" at {rates}" * bool(rates)
+    training, held_out = (
+        str(data.get(k, "not recorded")).partition(",")[0] for k in ("training", "held out")
+    )
+    kind = settings.get("acquisition")
+    name = f"fully sampled k-space{f' ({kind})' if kind else ''}"
+    return {"name": f"{name}, {mask}", "training": training, "held out": held_out}
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
-    """An exported network, in evaluation mode, and its configuration. Raises ``InputError``."""
-    saved = read_json(path / "config.json")
-    try:
-        saved["shape"] = tuple(saved["shape"])
-        config = ModelConfig(**saved)
-    except (TypeError, KeyError) as error:
-        raise InputError(f"the settings of an MRI model in {path}", str(error), "check the path") from None
-    return load_weights(path, config.build()).eval(), config
+    """The network and the settings of ``SliceReconstructor.from_pretrained`` of a folder."""
+    model = SliceReconstructor.from_pretrained(path)
+    return model.network, model.config
 
 
 def learned_transforms(model: nn.Module) -> list[LearnedFourier]:

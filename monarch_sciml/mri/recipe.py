@@ -29,14 +29,24 @@ from monarch_sciml.mri.masks import (
     within,
 )
 from monarch_sciml.mri.metrics import center_crop, scores
-from monarch_sciml.mri.models import Kind, ModelConfig, MSense, departures, learned_transforms
+from monarch_sciml.mri.models import (
+    Kind,
+    ModelConfig,
+    MSense,
+    SliceReconstructor,
+    departures,
+    learned_transforms,
+)
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
 from monarch_sciml.training import check_device, check_run, create_run, is_finished
+from monarch_sciml.training.batches import Draw
+from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
 __all__ = ["Example", "TrainConfig", "train"]
 
-LEAST = dict.fromkeys(("seed", "penalty", "transform_rate"), 0) | dict.fromkeys(
-    ("cascades", "channels", "pools", "modes", "epochs", "batch", "n_train", "n_test", "threads"), 1
+LEAST = dict.fromkeys(("seed", "penalty", "transform_rate", "checkpoint_minutes"), 0) | dict.fromkeys(
+    ("cascades", "channels", "pools", "modes", "epochs", "batch", "n_train", "n_test", "devices", "threads"),
+    1,
 )
 POISSON_DISCS = 32  # different ones in training: each takes a while to draw
 PRIOR = 400  # of mSENSE: how many slices its start counts for
@@ -84,7 +94,7 @@ class TrainConfig:
     epochs: int = 10
     """Passes over the training slices."""
     batch: int = 1
-    """Slices per step; sizes and coil counts may differ."""
+    """Slices per step, in total: several processes share them. Sizes and coil counts may differ."""
     learning_rate: float = 1e-3
     """Peak of a one-cycle schedule."""
     transform_rate: float = 3.0
@@ -93,12 +103,16 @@ class TrainConfig:
     """Seed of weights, order and masks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
+    devices: int = 1
+    """Processes on this machine that train together, one GPU each; under torchrun or srun, their number."""
     threads: int | None = None
     """CPU threads; torch decides by default."""
     resume: bool = False
     """Continue a run in --out; a finished one is left as it is."""
+    checkpoint_minutes: float = 10.0
+    """Between checkpoints inside an epoch; there is one at the end of each, and when interrupted."""
     quiet: bool = False
-    """No progress bar."""
+    """No progress bar and no epochs; print the run directory alone."""
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -106,6 +120,8 @@ class TrainConfig:
             if value is not None and not value >= least:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{name} of at least {least}", str(value), f"raise {option}")
+        if self.seed >= 2**32:
+            raise InputError("a seed below 2**32", str(self.seed), "lower --seed")
         if not self.learning_rate > 0:
             raise InputError("a positive learning_rate", str(self.learning_rate), "raise --learning-rate")
 
@@ -165,36 +181,21 @@ class MapCache:
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run directory.
 
-    Every check of the data and the model happens before the run directory is made. Raises ``InputError``.
+    Every check of the data and the model happens before the run directory is made. Raises ``InputError``, and
+    ``KeyboardInterrupt`` when interrupted.
     """
-    check_run(config.out, config, resume=config.resume)
+    if config.devices > 1 and world()[1] == 1:
+        together(check_run, config.out, config, resume=config.resume)
+        return launch(train, config, config.devices)
+    with joined(config.device):
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> Path:
+    together(check_run, config.out, config, resume=config.resume)
     if is_finished(config.out):
         return config.out
-    check_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    training, held_out = split(config)
-    first, examples = training.volumes[0], (Examples(training), Examples(held_out, len(training)))
-    torch.manual_seed(config.seed)
-    settings = ModelConfig(
-        kind=config.model,
-        shape=config.shape or first.shape[2:],
-        cascades=config.cascades,
-        channels=config.channels,
-        pools=config.pools,
-        regulariser=config.regulariser,
-        share_transforms=config.share_transforms,
-        modes=config.modes,
-        maps=config.maps,
-    )
-    model = settings.build()
-    maps = MapCache("espirit" if config.maps == "espirit" else "low-resolution")
-    _check(config, training, held_out)
-    for module in model.modules():
-        if isinstance(module, MSense):
-            module.compensate(expected_density(config.sampling, settings.shape))
-    for each in examples:  # what cannot be masked, or has no centre to estimate maps from, is refused here
-        undersample(each[0], draw_mask(config.sampling, _shape(each[0]), 0), maps)
+    settings, model, maps, training, held_out = together(_prepare, config)
     data = {"training": _summary(training), "held out": _summary(held_out)}
     run = create_run(config.out, config, data)
 
@@ -209,7 +210,8 @@ def train(config: TrainConfig) -> Path:
     )
     fit(
         task,
-        *examples,
+        Examples(training),
+        Examples(held_out, len(training)),
         run,
         epochs=config.epochs,
         batch=config.batch,
@@ -218,11 +220,44 @@ def train(config: TrainConfig) -> Path:
         progress=not config.quiet,
         clip=1.0,
         collate=list,
+        checkpoint_minutes=config.checkpoint_minutes,
     )
-    settings.save(run / "model", model)
+    trained = SliceReconstructor(model, settings)
+    together(lambda: trained.save_pretrained(run / "model", run=run) if world()[0] == 0 else None)
     training.close()
     held_out.close()
     return run
+
+
+def _prepare(config: TrainConfig) -> tuple[ModelConfig, nn.Module, MapCache, SliceDataset, SliceDataset]:
+    """The network, its coil maps, training and held-out slices: all that may be refused."""
+    check_device(config.device)
+    check_batch(config.batch)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    training, held_out = split(config)
+    torch.manual_seed(config.seed)
+    settings = ModelConfig(
+        kind=config.model,
+        shape=config.shape or training.volumes[0].shape[2:],
+        cascades=config.cascades,
+        channels=config.channels,
+        pools=config.pools,
+        regulariser=config.regulariser,
+        share_transforms=config.share_transforms,
+        modes=config.modes,
+        maps=config.maps,
+    )
+    model = settings.build()
+    maps = MapCache("espirit" if config.maps == "espirit" else "low-resolution")
+    _check(config, training, held_out)
+    for module in model.modules():
+        if isinstance(module, MSense):
+            module.compensate(expected_density(config.sampling, settings.shape))
+    # what cannot be masked, or has no centre to estimate maps from, is refused here
+    for first in (Examples(training)[0], Examples(held_out, len(training))[0]):
+        undersample(first, draw_mask(config.sampling, _shape(first), 0), maps)
+    return settings, model, maps, training, held_out
 
 
 def split(config: TrainConfig) -> tuple[SliceDataset, SliceDataset]:
@@ -299,10 +334,9 @@ def _reconstruct(model: nn.Module, example: Example, mask: Mask, maps: MapCache)
 def _loss(config: TrainConfig, maps: MapCache, penalty: float):
     """Mean over the slices of ‖|x| − target‖ / ‖target‖, and the penalty on the learned transforms."""
 
-    def loss(model: nn.Module, batch: list[Example], generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, batch: list[Example], draw: Draw) -> Tensor:
         errors = []
-        for example in batch:
-            seed = int(torch.randint(2**31, (), generator=generator))
+        for example, seed in zip(batch, draw.integers(2**31), strict=True):
             if config.sampling.mask == "poisson":
                 seed %= POISSON_DISCS
             image = _reconstruct(model, example, draw_mask(config.sampling, _shape(example), seed), maps)

@@ -1,15 +1,16 @@
 """FNO and FNO-Monarch: one body, neuraloperator's, with one operand exchanged."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.nn import MonarchSpectralConv, use_pointwise_products
-from monarch_sciml.training import load_weights, read_json, save_model
+from monarch_sciml.training.hub import Pretrained, read_settings, run_around
+from monarch_sciml.training.model_card import About, count
 
 __all__ = ["FramePredictor", "ModelConfig", "count_parameters", "fno", "fno_monarch", "load_model"]
 
@@ -97,7 +98,7 @@ class ModelConfig:
         return FramePredictor(operator, self)
 
 
-class FramePredictor(nn.Module):
+class FramePredictor(Pretrained):
     """Frames in, next frame out: (B, n_in, C, *grid) → (B, C, *grid).
 
     Frames become channels of the operator, divided by ``scale``, the standard deviation of the training data.
@@ -122,9 +123,66 @@ class FramePredictor(nn.Module):
         change = self.operator(frames.flatten(1, 2) / c.scale) * c.scale
         return frames[:, -1] + change if c.residual else change
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A new model of the settings in a ``config.json``. Raises ``InputError``."""
+        settings = read_settings(ModelConfig, config)
+        return cls(settings.build().operator, settings)
+
+    def about(self) -> About:
+        """For the model card."""
+        from monarch_sciml.pde.recipe import TrainConfig  # which imports this module
+
+        c = self.config
+        size, grid = " × ".join(map(str, c.grid)), ", ".join(map(str, c.grid))
+        name = {"fno": "FNO", "fno-monarch": "FNO-Monarch"}[c.kind]
+        transforms = {
+            "fno": "Its transforms are the FFT.",
+            "fno-monarch": "Its transforms are learned Monarch matrices, the DFT on this grid at first.",
+        }
+        return About(
+            title=f"{name} on {size}",
+            summary=(
+                f"Predicts the next frame of a trajectory{', as a change of the last one,' * c.residual} "
+                f"from {count(c.n_in, 'frame')}: (batch, {c.n_in}, {c.channels}, {grid}) → (batch, "
+                f"{c.channels}, {grid}), equal steps in time. A Fourier neural operator of "
+                f"{count(c.layers, 'layer')}, {c.modes} modes per axis and width {c.width}: "
+                f"{count_parameters(self):,} parameters. {transforms[c.kind]}"
+            ),
+            task=("other", "prediction of the next frames of a trajectory"),
+            tags=("neural-operator", "fno", c.kind, "partial-differential-equations")[c.kind == "fno" :],
+            usage=USAGE,
+            command="pde train",
+            options=TrainConfig,
+            metrics={"one_step": ("relative_l2", "relative L2, one step ahead"), "rollout": ROLLOUT},
+            limits=(
+                "For trajectories like those of the training: equation, coefficients, domain and time step.",
+                "Input in the units of the training data. Domains are taken as periodic.",
+                f"Takes other grids too; what is finer than {size} passes through the skip connections only.",
+            ),
+            data=_training_data,
+        )
+
     def save(self, path: Path) -> Path:
-        """Export as safetensors and JSON into the directory ``path``."""
-        return save_model(path, self, asdict(self.config))
+        """``save_pretrained``, with the figures of the run directory that ``path`` lies in, if it does."""
+        return self.save_pretrained(path, run=run_around(path))
+
+
+USAGE = """\
+from monarch_sciml.pde import FramePredictor, rollout
+
+model = FramePredictor.from_pretrained("{source}")
+prediction = rollout(model, frames, 20)  # the next 20 frames, each of them predicted from the ones before"""
+ROLLOUT = ("relative_l2", "relative L2, rollout over all frames")
+
+
+def _training_data(settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
+    grid = " × ".join(map(str, data.get("grid", "?")))
+    return {
+        "name": Path(str(settings.get("data", "trajectories"))).name,
+        "training": f"the first {settings.get('n_train')} trajectories, {data.get('frames')} frames, {grid}",
+        "held out": f"the last {settings.get('n_test')} trajectories",
+    }
 
 
 def _drop_metadata(module: nn.Module, state: dict[str, Any], prefix: str, local: Any) -> None:
@@ -132,18 +190,5 @@ def _drop_metadata(module: nn.Module, state: dict[str, Any], prefix: str, local:
 
 
 def load_model(path: Path) -> FramePredictor:
-    """A model exported by ``FramePredictor.save``; executes nothing from the files. Raises ``InputError``."""
-    content = read_json(path / "config.json")
-    try:
-        config = ModelConfig(**{**content, "grid": tuple(content["grid"])})
-        with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
-            model = config.build()
-    except InputError:
-        raise
-    except (TypeError, KeyError, ValueError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise InputError(
-            "the configuration of an exported model", found, f"check {path / 'config.json'}"
-        ) from None
-    load_weights(path, model)
-    return model.eval()
+    """``FramePredictor.from_pretrained`` of a folder."""
+    return FramePredictor.from_pretrained(path)

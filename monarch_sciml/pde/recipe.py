@@ -13,15 +13,17 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
 from monarch_sciml.pde.metrics import relative_l2
-from monarch_sciml.pde.models import ModelConfig
+from monarch_sciml.pde.models import FramePredictor, ModelConfig
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
 from monarch_sciml.training import check_device, check_run, create_run, is_finished
+from monarch_sciml.training.batches import Draw
+from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
 __all__ = ["TrainConfig", "split", "train"]
 
-LEAST = dict.fromkeys(("seed", "first_frame", "noise", "transform_rate"), 0) | dict.fromkeys(
-    ("modes", "width", "layers", "n_train", "n_test", "frames", "every", "epochs", "batch", "threads"), 1
-)
+LEAST = dict.fromkeys(("seed", "first_frame", "noise", "transform_rate", "checkpoint_minutes"), 0)
+LEAST |= dict.fromkeys(("modes", "width", "layers", "n_train", "n_test", "frames", "every"), 1)
+LEAST |= dict.fromkeys(("epochs", "batch", "devices", "threads"), 1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class TrainConfig:
     epochs: int = 10
     """Passes over the training windows."""
     batch: int = 20
-    """Windows per step."""
+    """Windows per step, in total: several processes share them."""
     learning_rate: float | None = None
     """Peak learning rate; by default 1e-3 (A: Adam, halved every fifth) and 5e-3 (B: AdamW, cosine)."""
     transform_rate: float = 1.0
@@ -68,12 +70,16 @@ class TrainConfig:
     """Seed of weights, order and noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
+    devices: int = 1
+    """Processes on this machine that train together, one GPU each; under torchrun or srun, their number."""
     threads: int | None = None
     """CPU threads; torch decides by default."""
     resume: bool = False
     """Continue a run in --out; a finished one is left as it is."""
+    checkpoint_minutes: float = 10.0
+    """Between checkpoints inside an epoch; there is one at the end of each, and when interrupted."""
     quiet: bool = False
-    """No progress bar."""
+    """No progress bar and no epochs; print the run directory alone."""
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
@@ -81,6 +87,8 @@ class TrainConfig:
             if value is not None and not value >= least:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{name} of at least {least}", str(value), f"raise {option}")
+        if self.seed >= 2**32:
+            raise InputError("a seed below 2**32", str(self.seed), "lower --seed")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError("a positive learning_rate", str(self.learning_rate), "raise --learning-rate")
 
@@ -104,28 +112,22 @@ class TrainConfig:
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run directory.
 
-    Every check of the data and the model happens before the run directory is made. Raises ``InputError``.
+    Every check of the data and the model happens before the run directory is made. Raises ``InputError``, and
+    ``KeyboardInterrupt`` when interrupted.
     """
-    check_run(config.out, config, resume=config.resume)
+    if config.devices > 1 and world()[1] == 1:
+        together(check_run, config.out, config, resume=config.resume)
+        return launch(train, config, config.devices)
+    with joined(config.device):
+        return _train(config)
+
+
+def _train(config: TrainConfig) -> Path:
+    together(check_run, config.out, config, resume=config.resume)
     if is_finished(config.out):
         return config.out
-    check_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    training, held_out = split(config)
-    scale = _standard_deviation(training)
-    torch.manual_seed(config.seed)
-    predictor = ModelConfig(
-        kind=config.model,
-        grid=training.grid,
-        channels=training.channels,
-        n_in=config.n_in,
-        modes=config.modes,
-        width=config.width,
-        layers=config.layers,
-        scale=scale,
-        residual=config.residual,
-    ).build()
+    predictor, training, held_out = together(_prepare, config)
+    scale = predictor.config.scale
     steps = training.n_times - config.n_in
     windows = Windows(training, config.n_in, steps if config.protocol == "A" else 1)
     whole = Windows(held_out, config.n_in, steps)
@@ -147,9 +149,33 @@ def train(config: TrainConfig) -> Path:
         resume=config.resume,
         device=config.device,
         progress=not config.quiet,
+        checkpoint_minutes=config.checkpoint_minutes,
     )
-    predictor.save(run / "model")
+    together(lambda: predictor.save_pretrained(run / "model", run=run) if world()[0] == 0 else None)
     return run
+
+
+def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, TrajectoryDataset]:
+    """The model, training and held-out trajectories: all that may be refused."""
+    check_device(config.device)
+    check_batch(config.batch)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    training, held_out = split(config)
+    scale = _standard_deviation(training)
+    torch.manual_seed(config.seed)
+    predictor = ModelConfig(
+        kind=config.model,
+        grid=training.grid,
+        channels=training.channels,
+        n_in=config.n_in,
+        modes=config.modes,
+        width=config.width,
+        layers=config.layers,
+        scale=scale,
+        residual=config.residual,
+    ).build()
+    return predictor, training, held_out
 
 
 def split(config: TrainConfig) -> tuple[TrajectoryDataset, TrajectoryDataset]:
@@ -181,10 +207,10 @@ def _loss(noise: float):
     ``noise`` is the standard deviation, in the data's units, of what is added to the input frames.
     """
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor], draw: Draw) -> Tensor:
         context, target = batch
         if noise:
-            context = context + noise * torch.randn(context.shape, generator=generator).to(context)
+            context = context + noise * draw.normal(context)
         prediction = rollout(model, context, target.shape[1])
         return relative_l2(prediction, target, first_dim=2).sum(dim=1).mean()
 

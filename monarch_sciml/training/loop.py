@@ -1,42 +1,44 @@
 """The training loop: Lightning, with a resume that is exact.
 
-Everything random in an epoch is a function of (seed, epoch) or (seed, step) alone, and checkpoints are taken
-between epochs, so a run that was killed and resumed ends with the very weights of one that was not.
+Everything random in an epoch is a function of (seed, epoch) or (seed, step) alone, and checkpoints hold the
+place in the epoch, so a run that was killed and resumed ends with the very weights of one that was not. A
+batch is what one step of the optimiser sees in total: several processes share it, and train the same model.
 """
 
-import csv
+import errno
 import logging
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.training.batches import Batches, Draw, Order, seeded_generator
+from monarch_sciml.training.distributed import joined, together, world
+from monarch_sciml.training.interruption import Interruption
+from monarch_sciml.training.record import Interrupted, Record, cannot_write
 
-__all__ = ["Task", "fit", "seeded_generator"]
+__all__ = ["Draw", "Task", "fit", "seeded_generator"]
 
-Loss = Callable[[nn.Module, Any, torch.Generator], Tensor]
+Loss = Callable[[nn.Module, Any, Draw], Tensor]
 Metrics = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 Optimiser = Callable[[nn.Module, int], tuple[Optimizer, LRScheduler]]
-
-
-def seeded_generator(*key: int) -> torch.Generator:
-    """A generator that depends on the integers of ``key`` alone, such as (seed, step)."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+# what only writing raises
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 class Task(lightning.LightningModule):
@@ -44,11 +46,13 @@ class Task(lightning.LightningModule):
 
     Args:
         model: what is trained.
-        loss: (model, batch, generator) → scalar; draws random numbers only from the generator.
+        loss: (model, batch, draw) → the mean over the samples; takes random numbers only from ``draw``.
         metrics: (model, batch) → named per-sample means on held-out data, evaluated without gradients.
         optimiser: (model, steps per epoch) → optimiser and a schedule that advances every step.
-        seed: of the loss's generator.
+        seed: of the random numbers.
     """
+
+    record: Record  # given by ``fit``
 
     def __init__(
         self, model: nn.Module, loss: Loss, metrics: Metrics, optimiser: Optimiser, *, seed: int = 0
@@ -59,114 +63,27 @@ class Task(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One loss; stops with a clear message when it is no longer finite."""
-        loss = self.loss(self.model, batch, seeded_generator(self.seed, self.global_step))
-        if not torch.isfinite(loss):
-            raise InputError(
-                "a finite loss",
-                f"{loss.item()} at step {self.global_step}",
-                "lower the learning rate; the last checkpoint in the run directory is from before",
-            )
-        self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=_batch_size(batch))
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Metrics on held-out data."""
-        for name, value in self.metrics(self.model, batch).items():
-            self.log(name, value, prog_bar=True, batch_size=_batch_size(batch), sync_dist=True)
-
-    def on_train_epoch_end(self) -> None:
-        """Runs before the checkpoint is written, which must not replace a good one by a useless one."""
-        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
-            raise InputError(
-                "finite weights",
-                f"NaN or infinity after epoch {self.current_epoch + 1}",
-                "lower the learning rate; the last checkpoint in the run directory is from before",
-            )
+        part = self.record.order.batches.part(batch_idx)
+        loss, refusal = torch.zeros((), device=self.device), batch if isinstance(batch, InputError) else None
+        if refusal is None:
+            draw = Draw(seeded_generator(self.seed, self.global_step), part.mine, part.whole)
+            try:
+                loss = self.loss(self.model, batch, draw)
+            except InputError as error:
+                refusal = error
+        self.record.step(loss, refusal, part, self.global_step)
+        size = world()[1]
+        # the mean over the processes, which is what their gradients become, is then the mean over the samples
+        return loss if size == 1 else loss * (part.counted * size / part.whole)
 
     def configure_optimizers(self) -> Any:
         """As Lightning wants it."""
-        steps = self.trainer.estimated_stepping_batches // (self.trainer.max_epochs or 1)
-        optimiser, schedule = self.optimiser(self.model, int(steps))
+        optimiser, schedule = self.optimiser(self.model, len(self.record.order))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _batch_size(batch: Any) -> int:
-    """Of a tensor, of a tuple of tensors, or of a list of samples."""
-    return len(batch[0]) if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor) else len(batch)
-
-
-class _EpochShuffle(Sampler[int]):
-    """A permutation that is a function of (seed, epoch); Lightning calls ``set_epoch``."""
-
-    def __init__(self, data: Sized, seed: int):
-        self.data, self.seed, self.epoch = data, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(len(self), generator=seeded_generator(self.seed, self.epoch))
-        return iter(order.tolist())
-
-
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes into a neighbouring file and renames it: a checkpoint under its name is always complete.
-
-    Reads without executing anything.
-    """
-
-    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        super().save_checkpoint(checkpoint, f"{path}.partial", storage_options)
-        os.replace(f"{path}.partial", path)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: Any = True
-    ) -> dict[str, Any]:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # damage shows in many ways
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise InputError(
-                f"a checkpoint {path}", reason, "delete it to start this training over"
-            ) from None
-
-
-class _EpochTable(Callback):
-    """``metrics.csv``: one row an epoch, with the seconds of training so far; continues after a resume."""
-
-    def __init__(self, path: Path):
-        self.path, self.seconds, self.rows = path, 0.0, []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.rows = state_dict["seconds"], state_dict["rows"]
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.start = time.perf_counter()
-
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # validation runs inside the epoch, and its time is not training time
-        self.seconds += time.perf_counter() - self.start
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.rows.append({"epoch": trainer.current_epoch + 1, "seconds": round(self.seconds, 3), **metrics})
-        if trainer.is_global_zero:
-            partial = self.path.with_suffix(".partial")
-            with partial.open("w", newline="") as file:
-                table = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-                table.writeheader()
-                table.writerows(self.rows)
-            os.replace(partial, self.path)
-
-
 class _Progress(Callback):
-    """One bar over the whole training, and a line when an epoch ends; without a terminal only the lines."""
+    """One bar over the whole training; nothing without a terminal."""
 
     def __init__(self) -> None:
         self.bar = tqdm(disable=True)
@@ -179,10 +96,6 @@ class _Progress(Callback):
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.bar.update()
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        metrics = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.callback_metrics.items())
-        tqdm.write(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}")
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.bar.close()
@@ -204,55 +117,99 @@ def fit(
     progress: bool = True,
     clip: float | None = None,
     collate: Callable[[list[Any]], Any] | None = None,
+    checkpoint_minutes: float = 10.0,
 ) -> Task:
     """Train ``task`` for ``epochs`` in the run directory, from its last checkpoint if ``resume``.
 
-    ``clip`` bounds the norm of the gradient; ``collate`` makes a batch of a list of samples. ``device`` is
-    "auto", "cpu" or "cuda"; one device is used. Writes a checkpoint, a row of ``metrics.csv`` and TensorBoard
-    scalars after every epoch. On a CPU, with the same number of threads, an interrupted and resumed run gives
-    bitwise the same weights.
+    ``batch`` is the number of samples of a step, in total; ``clip`` bounds the norm of the gradient;
+    ``collate`` makes a batch of a list of samples. ``device`` is "auto", "cpu" or "cuda". Writes a
+    checkpoint, a row of ``metrics.csv`` and TensorBoard scalars after every epoch, and a checkpoint every
+    ``checkpoint_minutes`` inside one. On a CPU, with the same number of threads, an interrupted and resumed
+    run gives bitwise the same weights.
+
+    One process uses one device. Where ``torchrun`` or ``srun`` started several, all call this and train with
+    the gradient of the whole batch; a run may be resumed with another number of them.
 
     Raises:
-        InputError: a loss or weights that are not finite, or a checkpoint that cannot be read.
-        KeyboardInterrupt: by Ctrl-C or SIGTERM.
+        InputError: a loss or weights that are not finite, a checkpoint that cannot be read or written, or a
+            batch that the processes cannot share.
+        KeyboardInterrupt: by Ctrl-C or SIGTERM, after the step and with a checkpoint; at once by a second
+            Ctrl-C. Says how to continue.
     """
-    table = _EpochTable(run / "metrics.csv")
-    checkpoint = ModelCheckpoint(
-        run, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    last = run / "last.ckpt"
-    order = _EpochShuffle(cast(Sized, train), task.seed)
+    order = Order(Batches(train, batch, collate), task.seed)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # advice about DataLoader workers (the data are in memory), logging intervals and the full directory
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches.*is smaller than the log.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
-        # the choice of a device, and a run that was moved before it was resumed, are no mistakes
-        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-        warnings.filterwarnings("ignore", message=".*The dirpath has changed.*")
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", category=category, module="(lightning|torch|tensorboard).*")
+    with joined(device), warnings.catch_warnings(), Interruption() as interruption:
+        _quiet()
+        record = Record(
+            run, order, Batches(held_out, batch, collate), checkpoint_minutes, interruption, progress
+        )
+        task.record = record
+        resumed = together(lambda: resume and record.last.exists())
         trainer = lightning.Trainer(
-            accelerator=device,
-            devices=1,
+            **_where(device, record),
             max_epochs=epochs,
-            callbacks=[table, checkpoint, *([_Progress()] if progress else [])],
-            plugins=[_AtomicCheckpointIO()],
+            callbacks=[record, *([_Progress()] if record.say else [])],
             logger=TensorBoardLogger(run, name="", version="tensorboard"),
+            enable_checkpointing=True,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             gradient_clip_val=clip,
-            log_every_n_steps=10,
+            use_distributed_sampler=False,
         )
         try:
-            trainer.fit(
-                task,
-                DataLoader(train, batch, sampler=order, collate_fn=collate),
-                DataLoader(held_out, batch, collate_fn=collate),
-                ckpt_path=last if resume and last.exists() else None,
-            )
-        except SystemExit:  # Lightning's answer to Ctrl-C and SIGTERM, whose exit status may say success
-            raise KeyboardInterrupt from None
+            trainer.fit(task, order.loader(), ckpt_path=record.last if resumed else None)
+        except (Interrupted, SystemExit) as stop:
+            # Lightning answers a KeyboardInterrupt by an exit, whose status may say success
+            if isinstance(stop, SystemExit) and stop.code != 1:
+                raise
+            if world()[0]:
+                raise SystemExit(130) from None  # one process says it
+            raise KeyboardInterrupt(_how_to_continue(record, stop)) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise cannot_write(run, error) from None
     return task
+
+
+def _where(device: str, record: Record) -> dict[str, Any]:
+    """Lightning's settings for the device, and for the processes."""
+    size = world()[1]
+    if size == 1:
+        # named, so that a batch job is not mistaken for one of several processes
+        return {"accelerator": device, "devices": 1, "plugins": [record.files, LightningEnvironment()]}
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if size % here:
+        expected, found = "as many processes on every machine", f"{here} of {size} here"
+        raise InputError(expected, found, "start the same number everywhere")
+    return {
+        "accelerator": "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu",
+        "devices": here,
+        "num_nodes": size // here,
+        "strategy": DDPStrategy(broadcast_buffers=False),  # they are constants
+        "plugins": [record.files, TorchElasticEnvironment()],
+    }
+
+
+def _how_to_continue(record: Record, stop: BaseException) -> str:
+    if isinstance(stop, Interrupted):
+        return f"interrupted after step {stop.args[0]}, which {record.last} holds; continue with --resume"
+    if record.last.exists():
+        return f"interrupted; continue from {record.last} with --resume"
+    return "interrupted before the first checkpoint; start it again with --resume"
+
+
+def _quiet() -> None:
+    """Advice that does not apply here: the data are in memory, and the directory is ours."""
+    for advice in (
+        "does not have many workers",
+        "number of training batches.*is smaller than the log",
+        "Checkpoint directory.*exists and is not empty",
+        "GPU available but not used",
+        "your dataloader is not resumable",  # it is, through Order.skip
+        "callbacks used to create the checkpoint need to be provided",  # it is an earlier version's
+    ):
+        warnings.filterwarnings("ignore", message=f".*{advice}.*")
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category, module="(lightning|torch|tensorboard).*")

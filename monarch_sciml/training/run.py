@@ -6,7 +6,6 @@ when the training is complete).
 
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,18 +16,19 @@ import torch
 
 from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
+from monarch_sciml.training.distributed import together, world
+from monarch_sciml.training.files import whole_file
 
 __all__ = ["check_device", "check_run", "create_run", "is_finished", "read_config", "read_json", "write_json"]
 
 # how and where to run, not what: these may differ when a run is resumed
-NOT_COMPARED = {"out", "data", "resume", "device", "threads", "quiet"}
+NOT_COMPARED = {"out", "data", "resume", "device", "devices", "threads", "quiet", "checkpoint_minutes"}
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that ``path`` is always a complete file: into a neighbour first, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"a file {path.name}", f"none in {path.parent}", "check the run directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"JSON in {path}", f"{error}", "restore the file or train anew") from None
 
 
@@ -54,8 +54,8 @@ def check_run(out: Path, config: Any, *, resume: bool) -> None:
 
     Called before the data are read, so that a mistake costs no time. Raises ``InputError``.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+    if not out.exists() or (out.is_dir() and all(path.suffix == ".partial" for path in out.iterdir())):
+        return  # a run that was killed while it began is none
     saved = out / "config.json"
     if not saved.exists():
         raise InputError("a new or empty output directory", f"{out} in use", "choose another --out")
@@ -79,14 +79,23 @@ def create_run(out: Path, config: Any, data: Mapping[str, Any]) -> Path:
     """Make the run directory and save the configuration, a dataclass, with the versions that run it.
 
     ``data`` are a few numbers by which the training data are known again: a run that exists is entered with
-    the same ones only. Raises ``InputError`` otherwise, and where nothing can be written.
+    the same ones only. Of several processes the first makes it, and the data of all have to be the same.
+    Raises ``InputError`` otherwise, and where nothing can be written.
     """
+    first = world()[0] == 0
+    together(lambda: _enter(out, config, data) if first else None)
+    together(lambda: _enter(out, config, data))
+    return out
+
+
+def _enter(out: Path, config: Any, data: Mapping[str, Any]) -> None:
+    """Make the directory, or compare what is there."""
     saved, data = out / "config.json", _as_json(data)
     if saved.exists():
         before = read_json(saved).get("data", data)
         if before != data:
             raise InputError(f"the data of the run in {out}, {before}", f"{data}", "pass the same --data")
-        return out
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         content = {"config": _as_json(dataclasses.asdict(config)), "data": data, "environment": environment()}
@@ -95,7 +104,6 @@ def create_run(out: Path, config: Any, data: Mapping[str, Any]) -> Path:
         raise InputError(
             "an output directory that can be written", str(error), "choose another --out"
         ) from None
-    return out
 
 
 def check_device(device: str) -> None:

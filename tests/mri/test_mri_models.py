@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from laws import relative_error
@@ -10,6 +12,7 @@ from monarch_sciml.mri.models import (
     ModelConfig,
     MoDL,
     MSense,
+    SliceReconstructor,
     VarNet,
     count_parameters,
     departures,
@@ -232,29 +235,44 @@ def test_refinement_ignores_offset_and_scale():
     assert relative_error(refine(5 * x), 5 * refine(x)) < 1e-4
 
 
+@pytest.mark.parametrize("maps", ["espirit", "learned"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_export_and_load(kind, tmp_path):
-    config = ModelConfig(kind, SHAPE, cascades=2, channels=2, pools=1)
+def test_export_and_load(kind, maps, tmp_path):
+    config = ModelConfig(kind, SHAPE, cascades=2, channels=2, pools=1, maps=maps)
     model, inputs = config.build().eval(), scan()
-    if kind == "msense":
+    if kind == "msense" and maps == "espirit":
         model.compensate(0.1 + torch.rand(SHAPE))
-    config.save(tmp_path / "model", model)
-    loaded, found = load_model(tmp_path / "model")
-    assert found == config
+    SliceReconstructor(model, config).save_pretrained(tmp_path / "model")
+    loaded = SliceReconstructor.from_pretrained(tmp_path / "model")
+    assert loaded.config == config
     assert not loaded.training
     with torch.no_grad():
         assert torch.equal(loaded(*inputs), model(*inputs))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"{count_parameters(model):,} parameters" in card
+    assert "not for clinical use" in card
+    network, found = load_model(tmp_path / "model")
+    assert (type(network), found) == (type(model), config)
 
 
-def test_what_cannot_be_loaded_is_said(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"kind": "msense", "shape": [24, 20], "colour": 1}, r"the settings of a model \(.*unknown: colour"),
+        ({"kind": "msense"}, r"the settings of a model \(.*; found missing: shape"),
+        ({"kind": "transformer", "shape": [24, 20]}, "kind of the type .*'unet', 'msense'.*; found 'transf"),
+        ({"kind": "msense", "shape": [24, 20, 1]}, r"shape of the type tuple\[int, int\]; found \[24, 20, 1"),
+        ({"kind": "msense", "shape": [24, -20]}, r"shape of the type tuple\[int, int\]; found \[24, -20"),
+        ({"kind": "msense", "shape": [20, 24]}, "weights that fit the configuration"),
+        ({"kind": "fno", "architecture": "FramePredictor"}, "a SliceReconstructor in .*; found a FramePred"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(tmp_path, content, match):
     config = ModelConfig("msense", SHAPE)
-    config.save(tmp_path / "model", config.build())
-    (tmp_path / "model" / "config.json").write_text('{"kind": "msense", "shape": [24, 20], "colour": 1}')
-    with pytest.raises(InputError, match=r"settings of an MRI model.*colour"):
-        load_model(tmp_path / "model")
-    (tmp_path / "model" / "config.json").write_text('{"kind": "transformer", "shape": [24, 20]}')
-    with pytest.raises(InputError, match="a model among unet, msense"):
-        load_model(tmp_path / "model")
+    SliceReconstructor(config.build(), config).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=match):
+        SliceReconstructor.from_pretrained(tmp_path)
 
 
 def test_types():

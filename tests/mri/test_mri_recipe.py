@@ -95,7 +95,8 @@ def test_what_is_trained_reconstructs_with_the_scores_of_the_table(data, tmp_pat
 def test_resumed_training_is_bitwise_the_uninterrupted_one(data, tmp_path, monkeypatch, maps, failure):
     whole = config(data, tmp_path / "whole", epochs=3, penalty=0.1, maps=maps)
     train(whole)
-    parts = dataclasses.replace(whole, out=tmp_path / "parts", resume=True)
+    minutes = 0 if failure is KeyboardInterrupt else 10  # after every step, or after every epoch
+    parts = dataclasses.replace(whole, out=tmp_path / "parts", resume=True, checkpoint_minutes=minutes)
     calls = iter(range(100))
 
     def failing(model):  # once a step; an epoch has four
@@ -108,6 +109,8 @@ def test_resumed_training_is_bitwise_the_uninterrupted_one(data, tmp_path, monke
         with pytest.raises(failure):
             train(parts)
     assert len(table(parts.out)) == 2
+    place = torch.load(parts.out / "last.ckpt", weights_only=True)["global_step"]
+    assert place == (8 if minutes else 9)
     assert not (parts.out / "model").exists()
     torch.rand(5)
     np.random.rand(5)  # noqa: NPY002 (nothing may depend on the global generators)

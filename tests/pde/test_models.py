@@ -155,13 +155,13 @@ def test_unknown_kind():
 @pytest.fixture(params=KINDS)
 def exported(request, tmp_path) -> tuple[FramePredictor, Path]:
     model = config(request.param, residual=request.param == "fno").build().eval()
-    return model, model.save(tmp_path / "model")
+    return model, model.save_pretrained(tmp_path / "model")
 
 
 def test_export_round_trip(exported):
     model, path = exported
     state = torch.random.get_rng_state()
-    loaded = load_model(path)
+    loaded = FramePredictor.from_pretrained(path)
     assert torch.equal(torch.random.get_rng_state(), state)  # loading draws nothing
     assert loaded.config == model.config
     assert not loaded.training
@@ -169,19 +169,31 @@ def test_export_round_trip(exported):
     x = torch.randn(2, 3, 2, 12, 10)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
+    assert f"{count_parameters(model):,} parameters" in (path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
     [
         ("{", r"expected JSON in .*config.json"),
-        ("[]", r"the configuration of an exported model; found TypeError.*; check .*config.json"),
-        ("{}", r"the configuration of an exported model; found KeyError: 'grid'"),
-        ({"depth": 3}, r"the configuration of an exported model; found .*depth"),
-        ({"width": "wide"}, r"the configuration of an exported model; found ValueError"),
-        ({"kind": "unet"}, r"the model fno or fno-monarch"),
+        ("[]", r"the settings of a model in .*config.json; found a list"),
+        ("{}", r"the settings of a model \(kind, .*; found missing: channels, .*; unknown: none; check"),
+        ({"depth": 3}, r"the settings of a model \(.*; found missing: none; unknown: depth"),
+        ({"width": "wide"}, r"width of the type int; found 'wide'; check .*config.json"),
+        ({"width": 5.0}, r"width of the type int; found 5.0"),
+        ({"width": True}, r"width of the type int; found True"),
+        ({"layers": 0}, r"layers of the type int; found 0"),
+        ({"grid": []}, r"grid of the type tuple\[int, ...\]; found \[\]"),
+        ({"grid": 12}, r"grid of the type tuple\[int, ...\]; found 12"),
+        ({"scale": float("nan")}, r"scale of the type .*; found nan"),
+        ({"scale": 0}, r"scale of the type .*; found 0"),
+        ({"residual": 1}, r"residual of the type .*; found 1"),
+        ({"kind": "unet"}, r"kind of the type Literal\['fno', 'fno-monarch'\]; found 'unet'"),
+        ({"modes": 11}, r"at most 10 modes on a grid of \(12, 10\); found modes=11; check .*config.json"),
+        ({"grid": [12] * 9}, r"settings that make a model; found \w+: |weights that fit"),
         ({"width": 5}, r"weights that fit the configuration in .*; found .*size mismatch"),
         ({"grid": [12, 12, 12]}, r"weights that fit the configuration in"),
+        ({"architecture": "SliceReconstructor"}, r"a FramePredictor in .*; found a SliceReconstructor; load"),
     ],
 )
 def test_damaged_configuration(exported, content, match):
@@ -191,9 +203,22 @@ def test_damaged_configuration(exported, content, match):
         content = json.dumps({**json.loads(file.read_text()), **content})
     file.write_text(content)
     with pytest.raises(InputError, match=match):
-        load_model(path)
+        FramePredictor.from_pretrained(path)
+
+
+def test_an_export_without_card_and_architecture_loads(exported):
+    model, path = exported
+    file = path / "config.json"
+    content = json.loads(file.read_text())
+    assert content.pop("architecture") == "FramePredictor"
+    assert content.pop("monarch_sciml_version")
+    file.write_text(json.dumps(content))
+    (path / "README.md").unlink()
+    assert load_model(path).config == model.config
 
 
 def test_no_model_there(tmp_path):
-    with pytest.raises(InputError, match=r"a file config.json; found none in .*nowhere"):
-        load_model(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"an exported model in .*nowhere; found no such folder"):
+        FramePredictor.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"an exported model in .*; found none; train to the end"):
+        FramePredictor.from_pretrained(tmp_path)

@@ -48,12 +48,16 @@ def test_resumed_training_is_bitwise_the_uninterrupted_one(
     config = TrainConfig(data=long_data, out=tmp_path / "whole", **settings)
     train(config)
     steps = {"A": 1, "B": 9}[protocol]  # an epoch: 6 windows, or 6 · 12, in batches of 8
-    parts = dataclasses.replace(config, out=tmp_path / "parts", resume=True)
+    minutes = 0 if failure is KeyboardInterrupt else 10  # after every step, or after every epoch
+    parts = dataclasses.replace(config, out=tmp_path / "parts", resume=True, checkpoint_minutes=minutes)
+    stop = 2 * steps + steps // 2
     with monkeypatch.context() as patch:
-        stop_at_step(patch, 2 * steps + steps // 2, failure)
+        stop_at_step(patch, stop, failure)
         with pytest.raises(failure):
             train(parts)
     assert len(table(parts.out)) == 2
+    place = torch.load(parts.out / "last.ckpt", weights_only=True)["global_step"]
+    assert place == (2 * steps if minutes else stop)
     assert not (parts.out / "model").exists()  # interrupted is not finished
     torch.rand(5)
     train(parts)
@@ -63,6 +67,7 @@ def test_resumed_training_is_bitwise_the_uninterrupted_one(
 def test_killed_command_resumes_bitwise(data, tmp_path, capsys):
     """SIGKILL in the second of three epochs, from outside the loop's control."""
     options = "--modes 4 --width 4 --layers 2 --n-train 6 --n-test 2 --epochs 3 --batch 8 --noise 0.1 --quiet"
+    options += " --checkpoint-minutes 0"
     threads = ["--threads", str(torch.get_num_threads())]
     command = ["pde", "train", "--data", str(data), "--device", "cpu", *threads, *options.split()]
     script = """
@@ -83,7 +88,7 @@ main(sys.argv[1:])
         capture_output=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 6
     main([*command, "--out", str(tmp_path / "killed"), "--resume"])
     main([*command, "--out", str(tmp_path / "whole")])
     assert_same_run(tmp_path / "killed", tmp_path / "whole")

@@ -32,43 +32,95 @@ class Malice:
         return os.mkdir, (str(self.path),)
 
 
+FILES = ["README.md", "config.json", "model.safetensors"]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
 def test_round_trip_is_bitwise(tmp_path):
     model, other = Net(), Net()
-    assert save_model(tmp_path / "model", model, {"n": 3}) == tmp_path / "model"
-    assert sorted(f.name for f in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert save_model(tmp_path / "model", model, {"n": 3}, "a card, ν") == tmp_path / "model"
+    assert names(tmp_path / "model") == FILES
     assert read_json(tmp_path / "model" / "config.json") == {"n": 3}
+    assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8") == "a card, ν"
     assert load_weights(tmp_path / "model", other) is other
     for name, tensor in model.state_dict().items():
         assert other.state_dict()[name].dtype == tensor.dtype
         assert torch.equal(other.state_dict()[name], tensor)
+    modes = {file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1  # who may read one of them may read all
 
 
-def test_export_replaces_an_older_one(tmp_path):
+def test_export_replaces_an_older_one_and_nothing_else(tmp_path):
     first, second = Net(), Net()
-    save_model(tmp_path / "model", first, {"n": 3})
-    save_model(tmp_path / "model", second, {"n": 3})
-    assert torch.equal(load_weights(tmp_path / "model", Net()).z, second.z)  # type: ignore[arg-type]
-    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+    save_model(tmp_path, first, {"n": 3}, "old")
+    (tmp_path / "mine.txt").write_text("mine")
+    save_model(tmp_path, second, {"n": 3}, "new")
+    assert torch.equal(load_weights(tmp_path, Net()).z, second.z)  # type: ignore[arg-type]
+    assert (tmp_path / "README.md").read_text() == "new"
+    assert names(tmp_path) == [*FILES[:2], "mine.txt", FILES[2]]
 
 
-@pytest.mark.parametrize("step", ["save_file", "write_json", "replace"])
-def test_interrupted_export_leaves_nothing_under_the_name(tmp_path, monkeypatch, step):
-    from monarch_sciml.training import export
+class Killed(BaseException):
+    """What nobody catches."""
 
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+
+@pytest.mark.parametrize("renamed", range(4))
+def test_a_kill_leaves_the_old_model_or_none(tmp_path, monkeypatch, renamed):
+    """Between any two of the renames: never new settings with old weights, nor a part of a model."""
+    old, new = Net(), Net()
+    save_model(tmp_path, old, {"n": "old"}, "old")
+    replace, done = os.replace, []
+
+    def replace_or_die(source, target):
+        if len(done) == renamed:
+            raise Killed
+        replace(source, target)
+        done.append(target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(export.os if step == "replace" else export, step, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            save_model(tmp_path / "model", Net(), {})
-    assert not (tmp_path / "model").exists()
-    save_model(tmp_path / "model", Net(), {})  # what was left behind is not in the way
-    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+        patch.setattr(os, "replace", replace_or_die)
+        if renamed < 3:
+            with pytest.raises(Killed):
+                save_model(tmp_path, new, {"n": "new"}, "new")
+            assert not (tmp_path / "config.json").exists()
+        else:
+            save_model(tmp_path, new, {"n": "new"}, "new")
+    save_model(tmp_path, new, {"n": "new"}, "new")  # what was left behind is not in the way
+    assert names(tmp_path) == FILES
+    assert torch.equal(load_weights(tmp_path, Net()).z, new.z)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_fails_while_writing_leaves_the_old_model(tmp_path, monkeypatch, error):
+    old = Net()
+    save_model(tmp_path, old, {"n": 3}, "old")
+
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("monarch_sciml.training.export.save_file", fails)
+    expected = pytest.raises(type(error))
+    if isinstance(error, OSError):
+        expected = pytest.raises(InputError, match=r"can be written, .*; found .*No space left.*; free some")
+    with expected:
+        save_model(tmp_path, Net(), {"n": 4}, "new")
+    assert names(tmp_path) == FILES
+    assert read_json(tmp_path / "config.json") == {"n": 3}
+    assert torch.equal(load_weights(tmp_path, Net()).z, old.z)  # type: ignore[arg-type]
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(InputError, match=r"a folder for the model that can be written, .*model; found"):
+        save_model(tmp_path / "model", Net(), {}, "")
+    assert (tmp_path / "model").read_text() == "mine"
 
 
 def test_missing_and_damaged_weights(tmp_path):
-    path = save_model(tmp_path / "model", Net(), {})
+    path = save_model(tmp_path / "model", Net(), {}, "")
     weights = path / "model.safetensors"
     content = weights.read_bytes()
     for damaged in (b"", content[:20], content[:-1], b"\0" * len(content)):
@@ -85,7 +137,7 @@ def test_missing_and_damaged_weights(tmp_path):
 
 
 def test_weights_of_another_model(tmp_path):
-    path = save_model(tmp_path / "model", Net(), {})
+    path = save_model(tmp_path / "model", Net(), {}, "")
     with pytest.raises(
         InputError, match=r"weights that fit .*; found .*size mismatch for a.*; keep"
     ) as error:
@@ -96,7 +148,7 @@ def test_weights_of_another_model(tmp_path):
 
 
 def test_pickles_are_refused_and_not_executed(tmp_path):
-    path = save_model(tmp_path / "model", Net(), {})
+    path = save_model(tmp_path / "model", Net(), {}, "")
     for protocol in (0, 2, 5):
         (path / "model.safetensors").write_bytes(pickle.dumps(Malice(tmp_path / "owned"), protocol))
         with pytest.raises(InputError, match="expected a safetensors file"):

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.training import loop
-from monarch_sciml.training.loop import Task, fit, seeded_generator
+from monarch_sciml.training.loop import Draw, Task, fit, seeded_generator
 
 EPOCHS, STEPS, BATCH = 4, 3, 4
 X = torch.randn(10, 5, generator=torch.Generator().manual_seed(1))  # 3 steps an epoch, the last one smaller
@@ -29,16 +29,18 @@ class Experiment:
     def __init__(self, seed: int = 0):
         torch.manual_seed(seed)
         self.model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 5))
-        self.seed, self.steps, self.batches = seed, 0, []
+        self.seed, self.steps, self.batches, self.losses = seed, 0, [], []
         self.at_step, self.at_metrics = (lambda step: None), (lambda: None)
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], draw: Draw) -> Tensor:
         self.at_step(self.steps)
         self.steps += 1
         x, y = batch
         self.batches.append(x)
-        noise = torch.randn(x.shape, generator=generator)
-        return (model(x + 0.1 * noise) - y).square().mean()
+        noise = draw.normal(x)
+        loss = (model(x + 0.1 * noise) - y).square().mean()
+        self.losses.append(loss.item())
+        return loss
 
     def metrics(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         assert not torch.is_grad_enabled()
@@ -87,6 +89,9 @@ def test_run_directory(whole):
     error = (experiment.model(X) - X.sin()).square().mean().item()
     assert float(rows[-1]["error"]) == pytest.approx(error, rel=1e-6)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    # every sample counts once, those of the smaller last batch too
+    last = zip(experiment.batches[-STEPS:], experiment.losses[-STEPS:], strict=True)
+    assert float(rows[-1]["loss"]) == pytest.approx(sum(len(x) * loss for x, loss in last) / len(X), rel=1e-6)
 
 
 def test_checkpoint_holds_no_code(whole):
@@ -219,7 +224,7 @@ def test_infinite_weights_do_not_replace_the_checkpoint(tmp_path):
             experiment.model[0].bias.register_hook(lambda gradient: gradient / 0)
 
     experiment.at_step = destroy
-    with pytest.raises(InputError, match=r"finite weights; found NaN or infinity after epoch 2; lower the"):
+    with pytest.raises(InputError, match=r"finite weights; found NaN or infinity after step 6; lower the"):
         experiment.fit(tmp_path)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == STEPS
 

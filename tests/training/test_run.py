@@ -54,6 +54,14 @@ def test_empty_directory_is_welcome(tmp_path):
     assert read_config(tmp_path)["width"] == 4
 
 
+def test_run_that_was_killed_while_it_began_is_none(tmp_path):
+    (tmp_path / "config.json.partial").write_text("{")
+    config = Config(tmp_path)
+    check_run(tmp_path, config, resume=False)
+    create_run(tmp_path, config, DATA)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_existing_run_is_entered_to_resume_only(tmp_path):
     config = Config(tmp_path / "run")
     create_run(config.out, config, DATA)
@@ -108,6 +116,7 @@ def test_directory_that_cannot_be_made(tmp_path):
     [
         (b'{"config": {', r"expected JSON in .*config.json; found .*; restore the file or train anew"),
         (b"\xff\xfe\x00", r"expected JSON in .*config.json"),
+        (b"[" * 100_000, r"expected JSON in .*config.json"),
         (b"[1, 2]", r"expected a run directory .*; found a config.json of another kind"),
         (b'{"kind": "fno"}', r"expected a run directory .*; found a config.json of another kind"),
     ],

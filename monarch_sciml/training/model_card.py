@@ -1,0 +1,214 @@
+"""The model card: a README whose first lines the Hugging Face hub reads, the rest people.
+
+It names no paths, and of files only what ``About.data`` returns: a card is meant to be published.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monarch_sciml import __version__
+from monarch_sciml.errors import InputError
+from monarch_sciml.training.run import NOT_COMPARED, read_json
+
+__all__ = ["About", "count", "model_card"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a family of models says of itself."""
+
+    title: str
+    summary: str
+    """Markdown: what goes in, what comes out, how big it is."""
+    task: tuple[str, str]
+    """Of the hub's metadata: the type of the task and its name."""
+    tags: tuple[str, ...]
+    usage: str
+    """Python, with {source} where the folder or the repository is named."""
+    command: str
+    """That of the training, such as ``pde train``."""
+    options: type
+    """Its settings, a dataclass, of which each is an option of the command line."""
+    metrics: Mapping[str, tuple[str, str]]
+    """Column of ``metrics.csv`` → (type, name to show)."""
+    limits: tuple[str, ...]
+    data: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, str]]
+    """(settings of the training, its record of the data) → name and description of what it was trained on
+    and of what was held out, as far as they may be published: keys ``name``, ``training``, ``held out``."""
+    shell: str = ""
+    """A command to use it, with {source} likewise."""
+    notice: str = ""
+
+
+def count(number: int, thing: str) -> str:
+    """ "1 layer", "2 layers"."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def model_card(about: About, *, source: str, run: Path | None, license: str) -> str:
+    """The card of a model, with the settings and figures of the training in the directory ``run``, if given.
+
+    Raises ``InputError`` when that is no run directory, or it has no ``metrics.csv``.
+    """
+    facts: dict[str, Any] = {
+        "library_name": "monarch_sciml",
+        "license": license,
+        "tags": ["monarch_sciml", *about.tags],
+    }
+    training = "Not recorded."
+    if run is not None:
+        settings, data, environment = _record(run)
+        described = {key: _plain(value) for key, value in about.data(settings, data).items()}
+        row = _last_row(run / "metrics.csv")
+        figures = [
+            {"type": kind, "name": name, "value": value}
+            for column, (kind, name) in about.metrics.items()
+            if math.isfinite(value := row.get(column, math.nan))
+        ]
+        facts["metrics"] = list(dict.fromkeys(figure["type"] for figure in figures))
+        result = {
+            "task": dict(zip(("type", "name"), about.task, strict=True)),
+            "dataset": {"type": described["name"], "name": f"{described['name']}: {described['held out']}"},
+            "metrics": figures,
+        }
+        facts["model-index"] = [{"name": about.title, "results": [result]}]
+        training = _training(about, settings, environment, described, row, figures)
+    shell = about.shell.format(source=source)
+    parts = [
+        f"---\n{_yaml(facts)}---",
+        f"# {about.title}",
+        about.notice,
+        about.summary,
+        f"## Use\n\nWith `pip install monarch_sciml`:\n\n```python\n{about.usage.format(source=source)}\n```",
+        f"```\n{shell}\n```" if shell else "",
+        f"## Training\n\n{training}",
+        "## Limits\n\n" + "\n".join(f"* {limit}" for limit in about.limits),
+        f"## Licence\n\n{_licence(license)}",
+        CITATION,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _training(
+    about: About,
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    described: Mapping[str, str],
+    row: Mapping[str, float],
+    figures: list[dict[str, Any]],
+) -> str:
+    """Data, figures and the command that repeats it."""
+    versions = ", ".join(f"{n} {environment[n]}" for n in ("monarch_sciml", "torch") if n in environment)
+    lines = [
+        f"* Data: {described['name']}; trained on {described['training']}; "
+        f"held out: {described['held out']}.",
+        f"* {count(int(row['epoch']), 'epoch')} in {row['seconds']:.0f} s on "
+        f"{environment.get('device', 'an unknown device')}, {versions or 'versions not recorded'}.",
+        "",
+        "| held out, after the last epoch | |",
+        "|---|---:|",
+        *(f"| {figure['name']} | {figure['value']:.4g} |" for figure in figures),
+        "",
+        "Nothing was selected by these figures. The command that trains it again:",
+        "",
+        f"```\nmonarch-sciml {about.command} --data DATA --out RUN{_options(settings, about.options)}\n```",
+    ]
+    return "\n".join(lines)
+
+
+def _record(run: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    content = read_json(run / "config.json")
+    parts = (
+        [content.get(key) for key in ("config", "data", "environment")] if isinstance(content, dict) else []
+    )
+    if not parts or not isinstance(parts[0], dict):
+        raise InputError(f"a run directory {run}", "a config.json of another kind", "check the path")
+    settings, data, environment = (part if isinstance(part, dict) else {} for part in parts)
+    return settings, data, environment
+
+
+def _last_row(table: Path) -> dict[str, float]:
+    try:
+        *_, last = csv.DictReader(table.read_text().splitlines())
+        return {"epoch": 0, "seconds": 0} | {name: float(value) for name, value in last.items()}
+    except (OSError, ValueError, TypeError) as error:  # the last: a row that was cut off
+        expected = f"the table of a training, {table}"
+        raise InputError(expected, f"{error}", "restore it or train anew") from None
+
+
+def _options(settings: Mapping[str, Any], kind: type) -> str:
+    """Options of the command line for settings in JSON; paths are left to the reader."""
+    words: list[str] = []
+    usual = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name, value in settings.items():
+        option = "--" + name.replace("_", "-")
+        if name in NOT_COMPARED or value is None:
+            continue
+        if isinstance(value, dict):
+            words.append(_options(value, kind).strip())
+        elif isinstance(value, bool):  # switches, which only say what is not usual
+            words += [option if value else f"--no-{option[2:]}"] * (value != usual.get(name))
+        elif isinstance(value, str) and Path(value).is_absolute():
+            words += [option, name.upper()]
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [option, *(shlex.quote(str(v)) for v in values)]
+    return "".join(f" {word}" for word in words if word)
+
+
+def _plain(text: str) -> str:
+    """One line that Markdown and YAML leave as it is, whatever a file is called."""
+    text = text.encode("utf-8", "replace").decode()
+    return " ".join("".join(c if c.isprintable() and c not in "`|<>[]*\\" else " " for c in text).split())
+
+
+def _yaml(value: Any, indent: str = "") -> str:
+    """Mappings, lists, strings and numbers; every string quoted as in JSON, which YAML reads."""
+    if isinstance(value, Mapping):
+        lines = ""
+        for key, inner in value.items():
+            nested = isinstance(inner, (Mapping, list)) and inner
+            lines += f"{indent}{key}:" + (
+                f"\n{_yaml(inner, indent + '  ')}" if nested else f" {_yaml(inner)}\n"
+            )
+        return lines
+    if isinstance(value, list) and value:
+        items = (_yaml(item, indent + "  ") for item in value)
+        return "".join(f"{indent}- {item.lstrip().rstrip()}\n" for item in items)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _licence(license: str) -> str:
+    if license == "unknown":
+        weights = (
+            "The weights have none yet: whoever trained them may choose one, and name it here and above."
+        )
+    else:
+        weights = f"Of the weights: {license}."
+    return (
+        f"{weights} Mind the terms of the training data. The code of monarch_sciml is under the MIT licence."
+    )
+
+
+CITATION = f"""## Citation
+
+Trained with monarch_sciml {__version__}. Monarch matrices are due to T. Dao et al.:
+
+```bibtex
+@inproceedings{{dao2022monarch,
+  title     = {{Monarch: Expressive Structured Matrices for Efficient and Accurate Training}},
+  author    = {{Dao, Tri and Chen, Beidi and Sohoni, Nimit S. and Desai, Arjun and Poli, Michael and Grogan,
+               Jessica and Liu, Alexander and Rao, Aniruddh and Rudra, Atri and R{{\\'e}}, Christopher}},
+  booktitle = {{Proceedings of the 39th International Conference on Machine Learning}},
+  year      = {{2022}},
+}}
+```"""
