@@ -2,31 +2,77 @@
 reconstruct | evaluate``, ``monarch-sciml bench`` and ``monarch-sciml info``.
 
 Each command is a frozen dataclass; tyro makes options and ``--help`` from its fields. What is imported here
-is light enough that ``--help`` answers at once.
+is light enough that ``--help`` answers at once. Results go to stdout, as lines without control characters:
+tables in Markdown, then the files with what each is; with ``--quiet`` the path or the table alone. Progress,
+if stderr is a terminal, and errors, a line each, go to stderr.
 """
 
 import contextlib
+import csv
 import io
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from monarch_sciml import __version__
 from monarch_sciml.benchmark import BenchConfig, bench
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri import evaluation as mri_evaluation
 from monarch_sciml.mri import recipe as mri_recipe
 from monarch_sciml.mri import reconstruction
 from monarch_sciml.mri.simulation import SimulateConfig, simulate
+from monarch_sciml.pde import TrajectoryDataset
 from monarch_sciml.pde.evaluation import EvaluateConfig, evaluate, markdown_table
 from monarch_sciml.pde.generation import GenerateConfig, generate
 from monarch_sciml.pde.recipe import TrainConfig, train
 from monarch_sciml.training import check_device
+from monarch_sciml.training.distributed import world
 
 __all__ = ["main"]
+
+# what lies in a folder, by name or pattern: only these are listed
+RUN = {
+    "config.json": "settings, data and versions",
+    "metrics.csv": "every epoch",
+    "last.ckpt": "checkpoint",
+    "tensorboard": "the same curves, for tensorboard --logdir",
+    "model": "weights and configuration, to load, evaluate and share",
+}
+EVALUATION = {
+    "table.md": "the table above",
+    "metrics.json": "every number, also frame by frame",
+    "evaluation.json": "what was evaluated",
+    "rollout.png": "truth, predictions and errors at four times",
+    "rollout.gif": "the same, moving",
+    "error_over_time.png": "error of every frame",
+    "spectrum.png": "energy spectrum of the last frame",
+    "training.png": "held-out error against seconds of training",
+    "transform.png": "what the transforms of the first layer learned",
+}
+IMAGES = {
+    "*.h5": "reconstruction (slices, height, width)",
+    "png": "every slice",
+    "*.nii.gz": "volumes",
+    "table.md": "the table above",
+    "report.json": "the same for programs",
+}
+SCORES = {
+    "table.md": "the table above",
+    "metrics.json": "every volume and slice",
+    "comparison.png": "the middle slice of the first volume, and its errors",
+}
+FIGURES = {
+    "pde": "one_step, rollout: relative L2 errors of held-out trajectories.",
+    "mri": "nmse, psnr in dB, ssim: means over held-out slices.",
+}
+DESCRIPTION = "Learned Monarch transforms for neural operators and MRI. --version prints the version."
+MOST_THREADS = 1024  # torch's thread pool crashes at some thousands
 
 
 @dataclass(frozen=True)
@@ -39,7 +85,7 @@ class Generate:
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to simulate."""
     quiet: bool = False
-    """No progress bar."""
+    """No progress bar; print the path alone."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +107,7 @@ class Simulate:
     """The folder for the files; their configuration is saved beside them."""
     config: SimulateConfig = field(default_factory=SimulateConfig)
     quiet: bool = False
-    """No progress bar."""
+    """No progress bar; print the folder alone."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +136,72 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. A mistake in data or settings ends in one line on stderr and exit status 2."""
+    """Run one command.
+
+    A mistake in data or settings ends in one line on stderr and exit status 2, an interruption in 130, and a
+    reader that leaves (``| head``) in 141, as if by its signal.
+    """
+    for stream in (sys.stdout, sys.stderr):  # a terminal without × gets a question mark
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    with _reader_may_leave():
+        try:
+            if [*(sys.argv[1:] if arguments is None else arguments)] == ["--version"]:
+                print(f"monarch-sciml {__version__}")
+                return
+            command = _parse(arguments)
+            _run(command.command if isinstance(command, (Pde, Mri)) else command)
+        except BrokenPipeError:
+            raise
+        except (InputError, FloatingPointError) as error:  # the latter: a solver that found no stable step
+            _complain(str(error))
+            raise SystemExit(2) from None
+        except OSError as error:
+            _complain(str(InputError("files that can be read and written", str(error), "check the paths")))
+            raise SystemExit(2) from None
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "allocate" not in str(error):
+                raise
+            _complain(str(InputError("enough memory for these settings", "too little", "lower them")))
+            raise SystemExit(2) from None
+        except KeyboardInterrupt as interruption:
+            _complain(str(interruption) or "interrupted")
+            raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
     try:
-        command = _parse(arguments)
-        _run(command.command if isinstance(command, (Pde, Mri)) else command)
-    except (InputError, FloatingPointError) as error:  # the latter: a solver that found no stable step
-        print(f"monarch-sciml: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("monarch-sciml: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # so that nothing is left to be flushed into the pipe at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def _complain(message: str) -> None:
+    """One line, whatever is in a file name or in a library's message."""
+    print(f"monarch-sciml: {_printable(' '.join(message.split()))}", file=sys.stderr)
+
+
+def _say(*lines: str) -> None:
+    """Print lines; nothing in file names and headers, which come from elsewhere, commands the terminal."""
+    for text in lines:
+        print("\n".join(_printable(line) for line in text.split("\n")), flush=True)
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def _parse(arguments: Sequence[str] | None) -> Pde | Mri | BenchConfig | Info:
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 
     def parse() -> Pde | Mri | BenchConfig | Info:
-        return tyro.cli(Command, prog="monarch-sciml", args=arguments, config=style)
+        return tyro.cli(Command, prog="monarch-sciml", description=DESCRIPTION, args=arguments, config=style)
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -121,35 +216,106 @@ def _parse(arguments: Sequence[str] | None) -> Pde | Mri | BenchConfig | Info:
 
 
 def _run(command: Any) -> None:
+    quiet = getattr(command, "quiet", False)
+    progress = sys.stderr.isatty() and not quiet
+    if (getattr(command, "threads", None) or 1) > MOST_THREADS:
+        raise InputError(f"at most {MOST_THREADS} threads", f"{command.threads}", "lower --threads")
     match command:
+        # of several processes that share the work, the last one sees all of it
         case Generate():
             check_device(command.device)
-            progress = sys.stderr.isatty() and not command.quiet
-            print(generate(command.out, command.config, progress=progress, device=command.device))
-        case TrainConfig():
-            print(train(command))
-        case EvaluateConfig():
-            print(markdown_table(evaluate(command)))
-            print("\n".join(str(path) for path in sorted(command.out.iterdir())))
+            path = generate(command.out, command.config, progress=progress, device=command.device)
+            if path.exists():
+                files = {path.name: _trajectories(path), f"{path.stem}.json": "its settings"}
+                _say(*([str(path)] if quiet else _listing(path.parent, files)))
         case Simulate():
-            progress = sys.stderr.isatty() and not command.quiet
             paths = simulate(command.out, command.config, progress=progress)
-            print(f"{len(paths)} volumes in {command.out}")
-        case mri_recipe.TrainConfig():
-            print(mri_recipe.train(command))
+            if all(path.exists() for path in paths):
+                volumes = {"sim_*.h5": f"{len(paths)} volumes of k-space in fastMRI's format"}
+                _say(*([str(command.out)] if quiet else _listing(command.out, volumes)))
         case reconstruction.ReconstructConfig():
-            print(reconstruction.markdown_table(reconstruction.reconstruct(command)))
-            print("\n".join(str(path) for path in sorted(command.out.iterdir())))
+            if reports := reconstruction.reconstruct(command):
+                _say(_aligned(reconstruction.markdown_table(reports)))
+                _say(*([] if quiet else ["", *_listing(command.out, IMAGES)]))
+        case TrainConfig():
+            _trained(train(command), quiet, "pde")
+        case mri_recipe.TrainConfig():
+            _trained(mri_recipe.train(command), quiet, "mri")
+        case EvaluateConfig():
+            _say(_aligned(markdown_table(evaluate(command))), "", *_listing(command.out, EVALUATION))
         case mri_evaluation.EvaluateConfig():
-            print(mri_evaluation.markdown_table(mri_evaluation.evaluate(command)))
+            _say(_aligned(mri_evaluation.markdown_table(mri_evaluation.evaluate(command))))
+            _say(*([] if command.out is None else ["", *_listing(command.out, SCORES)]))
         case BenchConfig():
-            if rows := bench(command).differing:
+            if rows := bench(command, _say).differing:
                 cells = ", ".join(f"{row.method} in {row.case}" for row in rows)
-                print(f"monarch-sciml: outputs differ: {cells}", file=sys.stderr)
+                _complain(f"outputs differ: {cells}")
                 raise SystemExit(1)
         case Info():
             from monarch_sciml.kernels import native
             from monarch_sciml.training.run import environment
 
             facts = environment() | {"C++ kernels": "compiled" if native.available() else "not available"}
-            print("\n".join(f"{name:>14}  {value}" for name, value in facts.items()))
+            _say(*(f"{name:>14}  {value}" for name, value in facts.items()))
+
+
+def _trained(run: Path, quiet: bool, field: Literal["pde", "mri"]) -> None:
+    """The figures of the last epoch and the files, or the run directory alone; of the first process."""
+    if world()[0]:
+        return
+    if quiet:
+        _say(str(run))
+        return
+    with (run / "metrics.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    cells = [f"{float(value):.4g}" for value in last.values()]
+    table = [list(last), ["---:"] * len(cells), cells]
+    _say("", _aligned("\n".join(f"| {' | '.join(row)} |" for row in table)), "", FIGURES[field], "")
+    _say(*_listing(run, RUN))
+
+
+def _trajectories(path: Path) -> str:
+    data = TrajectoryDataset(path)
+    points = " × ".join(map(str, data.grid))
+    return f"{len(data)} trajectories × {data.n_times} times × {points} points"
+
+
+def _listing(folder: Path, meaning: Mapping[str, str]) -> list[str]:
+    """The folder, and what of ``meaning`` is in it: a line for each name or pattern."""
+    found = []
+    for pattern, what in meaning.items():
+        paths = sorted(folder.glob(pattern)) if "*" in pattern else [folder / pattern]
+        if paths := [path for path in paths if path.exists()]:
+            name = paths[0].name if len(paths) == 1 else f"{pattern} ({len(paths)} files)"
+            found.append((name + "/" * paths[0].is_dir(), what))
+    width = max((len(name) for name, _ in found), default=0)
+    return [f"{folder}{os.sep}", *(f"  {name:{width}}  {what}" for name, what in found)]
+
+
+def _aligned(markdown: str) -> str:
+    """The same Markdown with the columns of its tables one below the other, as they are to be read.
+
+    A terminal that is too narrow for a table gets it without bars.
+    """
+    lines, table = [], []
+    for line in [*markdown.splitlines(), ""]:
+        if line.startswith("|"):
+            table.append([cell.strip() for cell in line.strip("|").split("|")])
+            continue
+        lines += _aligned_table(table) if table else []
+        lines.append(line)
+        table = []
+    return "\n".join(lines).rstrip("\n")
+
+
+def _aligned_table(table: list[list[str]]) -> list[str]:
+    right = [rule.endswith(":") for rule in table[1]]
+    words = [row for i, row in enumerate(table) if i != 1]
+    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*words, strict=True)]
+    rules = ["-" * (width - to_right) + ":" * to_right for width, to_right in zip(widths, right, strict=True)]
+    narrow = sys.stdout.isatty() and sum(widths) + 3 * len(widths) + 1 > shutil.get_terminal_size().columns
+    lines = []
+    for row in [words[0], rules, *words[1:]]:
+        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        lines.append("  ".join(cells) if narrow else f"| {' | '.join(cells)} |")
+    return lines

@@ -1,23 +1,25 @@
 """The command line: complete help, one line per mistake, plain output without a terminal, every format."""
 
+import csv
 import dataclasses
 import importlib
 import json
 import os
 import re
 import signal
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import refused, status, table_of
 from waves import save_waves
 
 from monarch_sciml import __version__
 from monarch_sciml.benchmark import BenchConfig
-from monarch_sciml.cli import Generate, main
+from monarch_sciml.cli import Generate
 from monarch_sciml.pde import EvaluateConfig, GenerateConfig, TrainConfig
 
 TINY = "--modes 4 --width 4 --layers 2 --n-train 5 --n-test 2 --epochs 2 --batch 4 --device cpu"
@@ -29,28 +31,10 @@ COMMANDS = {
 }
 
 
-def status(*arguments: object) -> int:
-    """Run the command in this process; its exit status. Strings are split into words."""
-    words = [a.split() if isinstance(a, str) else [str(a)] for a in arguments]
-    try:
-        main([word for group in words for word in group])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 @pytest.fixture
 def refusal(capsys):
     """Run a command that must fail, and return its only line of output."""
-
-    def run(*arguments: object) -> str:
-        assert status(*arguments) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert re.fullmatch(r"monarch-sciml: expected .+; found .+; .+\n", err), err
-        return err
-
-    return run
+    return partial(refused, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +69,6 @@ def test_every_option_is_explained(config):
             assert re.search(rf'^    {option.name}: [^\n]+\n    """\S', body, re.MULTILINE), option.name
 
 
-def test_module_runs_as_a_program():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
-    command = [sys.executable, "-m", "monarch_sciml", "--help"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "usage: monarch-sciml" in result.stdout
-
-
 def test_info(capsys):
     assert status("info") == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -106,31 +82,74 @@ def test_generate_train_evaluate(tmp_path, capsys):
     flow, runs = tmp_path / "flow.h5", [tmp_path / "fno", tmp_path / "fno-monarch"]
     settings = "--samples 7 --resolution 16 --viscosity 1e-2 --end-time 3 --batch 4"
     assert status("pde", "generate", "--out", flow, settings) == 0
-    assert capsys.readouterr() == (f"{flow}\n", "")
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines() == [
+        f"{tmp_path}{os.sep}",
+        "  flow.h5    7 trajectories × 4 times × 16 × 16 points",
+        "  flow.json  its settings",
+    ]
     for run in runs:
         assert status("pde", "train", "--data", flow, "--out", run, "--model", run.name, TINY) == 0
         out, err = capsys.readouterr()
         assert err == ""
         assert all(line.isprintable() for line in out.splitlines())  # no control characters, no colours
-        assert out.splitlines()[-1] == str(run)
-        assert len(out.splitlines()) == 3  # one line an epoch, and the run
+        assert [line.split()[:2] for line in out.splitlines()[:2]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+        (row,) = table_of(out)
+        last = dict(zip(*csv.reader((run / "metrics.csv").read_text().splitlines()[0::2]), strict=True))
+        assert row == {name: f"{float(value):.4g}" for name, value in last.items()}
+        assert "relative L2 errors of held-out trajectories" in out
+        named = [line.split()[0] for line in out[out.index(f"{run}{os.sep}\n") :].splitlines()[1:]]
+        assert sorted(name.rstrip("/") for name in named) == sorted(path.name for path in run.iterdir())
+        summary = out[out.index("| epoch") :]
         assert (
             status("pde", "train", "--data", flow, "--out", run, "--model", run.name, TINY, "--resume") == 0
         )
-        assert capsys.readouterr().out == f"{run}\n"
+        assert capsys.readouterr().out.lstrip() == summary
     assert status("pde", "evaluate", "--runs", *runs, "--out", tmp_path / "evaluation") == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.startswith("| model | seed | parameters |")
-    assert (tmp_path / "evaluation" / "table.md").read_text() in out
-    files = [line for line in out.splitlines() if line.startswith(str(tmp_path))]
-    assert sorted(files) == sorted(str(f) for f in (tmp_path / "evaluation").iterdir())
+    rows = table_of(out)
+    assert [row["model"] for row in rows] == ["fno", "fno-monarch"]
+    saved = (tmp_path / "evaluation" / "table.md").read_text()
+    assert rows == [
+        dict(zip(rows[0], [cell.strip() for cell in line.strip("|").split("|")], strict=True))
+        for line in saved.splitlines()[2:4]
+    ]
+    assert saved.splitlines()[-1] in out
+    named = [line.split()[0] for line in out[out.index("evaluation/\n") :].splitlines()[1:]]
+    assert sorted(named) == sorted(path.name for path in (tmp_path / "evaluation").iterdir())
     assert all(line.isprintable() for line in out.splitlines())
     # a configuration beside every result
     assert json.loads(flow.with_suffix(".json").read_text())["samples"] == 7
     for run in runs:
         assert json.loads((run / "config.json").read_text())["config"]["model"] == run.name
     assert json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["out"].endswith("evaluation")
+
+
+def test_seeds_become_a_band(data, tmp_path, monkeypatch, capsys):
+    """Runs that differ in their seed alone are one curve; another one stands for itself."""
+    plots = importlib.import_module("monarch_sciml.pde.plots")
+    drawn = {}
+    for name in plots.__all__:
+        monkeypatch.setattr(plots, name, lambda path, curves, *_: drawn.update({path.name: curves}))
+    runs = {"a": "--seed 0", "b": "--seed 1", "c": "--seed 1 --width 5"}
+    for name, settings in runs.items():
+        assert (
+            status("pde", "train", "--data", data, "--out", tmp_path / name, TINY, settings, "--quiet") == 0
+        )
+    folders = [tmp_path / name for name in runs]
+    assert status("pde", "evaluate", "--runs", *folders, "--out", tmp_path / "evaluation") == 0
+    per_frame = [
+        r["rollout_per_frame"] for r in json.loads((tmp_path / "evaluation/metrics.json").read_text())
+    ]
+    assert drawn["error_over_time.png"] == {"a": per_frame[:2], "c": per_frame[2:]}
+    assert drawn["training.png"] == {
+        "a": [folder / "metrics.csv" for folder in folders[:2]],
+        "c": [folders[2] / "metrics.csv"],
+    }
+    assert np.shape(drawn["spectrum.png"]["a"]) == (2, 9)
+    assert len(drawn) == 6
 
 
 def test_quiet_says_where_the_result_is_and_no_more(data, tmp_path, capsys):
@@ -221,7 +240,7 @@ def test_interrupted_training_exits_with_an_error_and_exports_nothing(
         patch.setattr(recipe, "relative_l2", interrupted)
         assert status(*command) == 130
     out, err = capsys.readouterr()
-    assert err == "monarch-sciml: interrupted\n"
+    assert re.fullmatch(r"monarch-sciml: interrupted after step .+; continue with --resume\n", err)
     assert out.startswith("epoch 1/2")
     assert not (tmp_path / "run" / "model").exists()
     assert (tmp_path / "run" / "last.ckpt").exists()

@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from monarch_sciml.errors import InputError
+from monarch_sciml.errors import InputError, decoding
 from monarch_sciml.mri.formats import KSpaceFile, open_kspace
 from monarch_sciml.mri.header import Header
 
@@ -142,9 +142,10 @@ def list_files(source: PathLike | Sequence[PathLike]) -> list[Path]:
         InputError: a folder without such a file, or an empty list.
     """
     if isinstance(source, str | os.PathLike):
-        folder = Path(source).expanduser()
-        if not folder.is_dir():
-            return [folder]
+        with decoding(Path(source), "k-space"):
+            folder = Path(source).expanduser()
+            if not folder.is_dir():
+                return [folder]
         # names that begin with a dot are what other systems leave behind in archives
         found = sorted(path for path in folder.glob("*.h5") if not path.name.startswith("."))
         if not found:
@@ -181,9 +182,9 @@ def split_volumes(
     files = sorted(set(files))
     n = len(files)
     counted = all(isinstance(part, int) for part in parts)
-    ends = np.cumsum([0, *parts]) * (1 if counted else n)
-    edges = [round(float(end)) for end in ends]
-    if not parts or edges[-1] > n or any(start >= stop for start, stop in pairwise(edges)):
+    ends = [float(end) * (1 if counted else n) for end in accumulate(parts, initial=0)]
+    edges = [round(end) if 0 <= end < n + 1 else n + 1 for end in ends]  # NaN and infinity too
+    if not parts or max(edges) > n or any(start >= stop for start, stop in pairwise(edges)):
         found = f"parts {tuple(parts)} of {n} files"
         raise InputError("parts of at least one file each, no more than there are", found, "change the parts")
     order = np.random.default_rng(seed).permutation(n)

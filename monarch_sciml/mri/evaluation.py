@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.metrics import center_crop, per_slice, scores, summarise
+from monarch_sciml.mri.reports import cell
 from monarch_sciml.training import write_json
+from monarch_sciml.training.files import whole_files
 
 __all__ = ["EvaluateConfig", "VolumeScores", "evaluate", "markdown_table"]
 
@@ -34,7 +36,8 @@ class EvaluateConfig:
     """Directory of files of the same names with a dataset reconstruction (slices, height, width); several
     directories are compared, each by its name."""
     out: Path | None = None
-    """Directory for metrics.json (per volume and slice), table.md, comparison.png; replaces earlier ones."""
+    """Directory for metrics.json (per volume and slice), table.md, comparison.png; all replace earlier ones,
+    or none."""
     acquisition: str | None = None
     """Only volumes with this attribute, such as CORPD_FBK or AXT2."""
     acceleration: float | None = None
@@ -69,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, list[VolumeScores]]:
         InputError: a missing folder; a prediction without target or a target without prediction; a damaged
             file, one without its dataset, with NaN, or with another number of slices; nothing to compare.
     """
-    folders = {folder.resolve().name: folder for folder in config.prediction}
+    folders = {os.path.basename(os.path.realpath(folder)): folder for folder in config.prediction}
     if not folders or len(folders) < len(config.prediction):
         found = ", ".join(map(str, config.prediction)) or "none"
         raise InputError("prediction directories of different names", found, "rename one")
@@ -95,11 +98,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, list[VolumeScores]]:
             }
             for name, found in results.items()
         }
-        _write_text(config.out / "table.md", markdown_table(results))
-        write_json(
-            config.out / "metrics.json", {"notice": NOTICE, "config": asdict(config), "predictions": details}
-        )
-        _save_picture(config.out / "comparison.png", targets, folders, results)
+        content = {"notice": NOTICE, "config": asdict(config), "predictions": details}
+        try:
+            with whole_files(config.out) as unfinished:
+                (unfinished / "table.md").write_text(markdown_table(results), encoding="utf-8")
+                write_json(unfinished / "metrics.json", content)
+                _save_picture(unfinished / "comparison.png", targets, folders, results)
+        except OSError as error:
+            raise InputError(
+                "an output directory with room", str(error), "free the disk, or choose another --out"
+            ) from None
     return results
 
 
@@ -120,8 +128,8 @@ def markdown_table(results: Mapping[str, Sequence[VolumeScores]]) -> str:
             group = [volume for volume in found if acquisition in (None, volume.acquisition)]
             summary = summarise([volume.scores for volume in group])
             cells = [
-                name,
-                acquisition or "all",
+                cell(name),
+                cell(acquisition or "all"),
                 str(len(group)),
                 str(sum(len(volume.slices) for volume in group)),
                 _cell(*summary["nmse"], 4),
@@ -318,9 +326,3 @@ def _for_json(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_for_json(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -5,8 +5,7 @@ A file is recognised by its content, BART's pair by its names. Nothing is ever u
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,7 +13,7 @@ from typing import Any, Literal, Self
 import h5py
 import numpy as np
 
-from monarch_sciml.errors import InputError
+from monarch_sciml.errors import InputError, check_written, decoding
 from monarch_sciml.mri.header import Header, parse_header
 from monarch_sciml.mri.ismrmrd import assemble
 
@@ -61,7 +60,8 @@ class KSpaceFile:
 
     def __init__(self, path: str | os.PathLike[str], header: bool = True):
         # absolute: a worker that opens the file again may stand in another folder
-        self.path = Path(path).expanduser().absolute()
+        with decoding(Path(path), "k-space"):
+            self.path = Path(path).expanduser().absolute()
         self._use_header = header
         self._content: _Content | None = None
         content = self._opened()
@@ -93,11 +93,12 @@ class KSpaceFile:
         if self._content is not None and self._content.process != os.getpid():
             self.close()
         if self._content is None:
-            self._content = _open(self.path, self._use_header)
+            with decoding(self.path, "k-space"):
+                self._content = _open(self.path, self._use_header)
         return self._content
 
     def _read(self, read: Read, index: int, dtype: type, what: str) -> np.ndarray:
-        with _decoding(self.path, self.format), np.errstate(over="ignore"):
+        with decoding(self.path, self.format), np.errstate(over="ignore", invalid="ignore"):
             array = np.array(read(index), dtype, order="C")
         if not np.isfinite(array).all():
             found = f"NaN or infinity in slice {index} of {self.path.name}"
@@ -151,6 +152,8 @@ class _Content:
 
 
 def _open(path: Path, header: bool) -> _Content:
+    if not path.name:
+        raise InputError("a k-space file", f"the folder {path}", "check the path")
     base = path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
     pair = [base.with_name(base.name + suffix) for suffix in (".hdr", ".cfl")]
     if base != path or (not path.exists() and all(p.is_file() for p in pair)):
@@ -159,7 +162,7 @@ def _open(path: Path, header: bool) -> _Content:
         folder = f"the folder {path}" if path.is_dir() else f"nothing at {path}"
         raise InputError("a k-space file", folder, "check the path")
     if h5py.is_hdf5(path):
-        with _decoding(path, "HDF5"):
+        with decoding(path, "HDF5"):
             file = h5py.File(path, "r")
             try:
                 return _hdf5(path, file, header)
@@ -200,21 +203,30 @@ def _hdf5(path: Path, file: h5py.File, header: bool) -> _Content:
 def _fastmri(path: Path, file: h5py.File, header: bool) -> _Content:
     kspace: Any = file["kspace"]
     _check_complex(path, "'kspace'", kspace.dtype)
+    check_written(path, "kspace", kspace)
     if kspace.ndim not in (3, 4):
         found = f"shape {kspace.shape} in {path.name}"
         raise InputError("'kspace' of (slices, coils, H, W) or (slices, H, W)", found, "write the axes so")
     multicoil = kspace.ndim == 4
     shape = kspace.shape if multicoil else (kspace.shape[0], 1, *kspace.shape[1:])
     target: Any = file.get("reconstruction_rss" if multicoil else "reconstruction_esc")
-    if target is not None and (target.ndim != 3 or len(target) != shape[0] or target.dtype.kind != "f"):
-        found = f"{target.dtype} {target.shape} in {path.name}"
-        raise InputError(f"a target of {shape[0]} real images (slices, h, w)", found, "write it again")
+    if target is not None:
+        images = f"a target of {shape[0]} real images (slices, h, w)"
+        if not isinstance(target, h5py.Dataset):
+            raise InputError(images, f"a group in {path.name}", "write it again")
+        if target.ndim != 3 or len(target) != shape[0] or 0 in target.shape or target.dtype.kind != "f":
+            raise InputError(images, f"{target.dtype} {target.shape} in {path.name}", "write it again")
+        check_written(path, "the target", target)
     mask = None
     if "mask" in file:
-        mask = np.asarray(file["mask"]).reshape(-1).astype(bool)
-        if len(mask) != shape[3]:
-            found = f"{len(mask)} in {path.name}"
+        stored = np.asarray(file["mask"]).reshape(-1)
+        if len(stored) != shape[3]:
+            found = f"{len(stored)} in {path.name}"
             raise InputError(f"a mask of {shape[3]} columns, as k-space has", found, "write it again")
+        mask = stored == 1
+        if not (mask | (stored == 0)).all() or not mask.any():
+            found = f"other values, or zeros only, in {path.name}"
+            raise InputError("a mask of 0 and 1 that keeps something", found, "write it again")
     about = None
     if header and "ismrmrd_header" in file:
         remedy = "open the file with header=False to go on without its header"
@@ -235,7 +247,7 @@ def _fastmri(path: Path, file: h5py.File, header: bool) -> _Content:
 
 def _npy(path: Path) -> _Content:
     try:
-        with _decoding(path, ".npy"):
+        with decoding(path, ".npy"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except InputError as error:
         if "Python objects" in str(error):
@@ -261,7 +273,7 @@ def _bart(hdr: Path, cfl: Path) -> _Content:
     absent = [path.name for path in (hdr, cfl) if not path.is_file()]
     if absent:
         raise InputError("a BART pair .cfl and .hdr", f"no {absent[0]} in {cfl.parent}", "keep both together")
-    with _decoding(hdr, "BART header"):
+    with decoding(hdr, "BART header"):
         lines = [line.strip() for line in hdr.read_text().splitlines()]
         dims = [int(number) for number in lines[lines.index("# Dimensions") + 1].split()]
     dims += [1] * (len(BART_DIMENSIONS) - len(dims))
@@ -330,19 +342,3 @@ def _check_complex(path: Path, what: str, dtype: np.dtype) -> None:
     if dtype.kind != "c":
         remedy = "k-space is complex: save array[..., 0] + 1j * array[..., 1] if the parts are stored apart"
         raise InputError(f"{what} of complex numbers", f"{dtype} in {path.name}", remedy)
-
-
-@contextmanager
-def _decoding(path: Path, what: str) -> Iterator[None]:
-    """Say of any failure inside that the file is damaged: decoders raise all kinds of exceptions."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        size = path.stat().st_size if path.is_file() else 0
-        raise InputError(
-            f"a readable {what} file",
-            f"{path.name} of {size} bytes ({type(error).__name__}: {error})",
-            "it is damaged or incomplete: download or write it again",
-        ) from error

@@ -1,5 +1,7 @@
 """The few numbers of an ISMRMRD header that reconstruction needs, read from and written as XML."""
 
+import math
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
@@ -8,6 +10,8 @@ from monarch_sciml.errors import InputError
 __all__ = ["Header", "parse_header", "write_header"]
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
+LARGEST = 2**16 - 1  # the schema has unsigned short integers
+DEEPEST = 100  # levels of elements; the schema has six
 _STEPS = ("encodingLimits", "kspace_encoding_step_1")
 
 
@@ -57,10 +61,10 @@ def parse_header(xml: str | bytes) -> Header:
             element that is missing (the message names it) or that holds no sensible number.
     """
     try:
-        root = ET.fromstring(xml, parser=ET.XMLParser(target=_NoDocumentType()))
+        root = ET.fromstring(xml, parser=ET.XMLParser(target=_PlainTree()))
     except InputError:
         raise
-    except (ET.ParseError, ValueError) as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last: an encoding nobody knows
         raise InputError(
             "an ISMRMRD header in XML", f"damaged XML ({error})", "write the header again"
         ) from None
@@ -69,9 +73,9 @@ def parse_header(xml: str | bytes) -> Header:
         raise _missing("encoding", f"the root element {root.tag!r} without it")
     encoded = _sizes(encoding, "encodedSpace")
     center, maximum = (_integer(encoding, *_STEPS, limit) for limit in ("center", "maximum"))
-    if min(center, maximum) < 0:
+    if min(center, maximum) < 0 or max(center, maximum) > LARGEST:
         found = f"center {center} and maximum {maximum}"
-        raise InputError(f"limits ≥ 0 in {'/'.join(_STEPS)}", found, "repair the header")
+        raise InputError(f"limits ≥ 0 in {'/'.join(_STEPS)}, up to {LARGEST}", found, "repair the header")
     trajectory = encoding.findtext(f"{{{NAMESPACE}}}trajectory", "cartesian").strip().lower()
     return Header(encoded, _sizes(encoding, "reconSpace"), center, maximum, _lengths(encoding), trajectory)
 
@@ -96,7 +100,7 @@ def write_header(
         raise InputError("positive sizes", f"shape {shape}, recon {recon}", "pass (H, W, slices) and (h, w)")
     (height, width, slices), (h, w) = shape, recon
     x, y, z = field_of_view or (float(h), float(w), 1.0)
-    if not min(x, y, z) > 0:
+    if not all(0 < length < math.inf for length in (x, y, z)):
         raise InputError("a field of view > 0 in mm", f"{(x, y, z)}", "pass lengths in mm")
 
     def space(name: str, size: tuple[int, int], lengths: tuple[float, float]) -> str:
@@ -122,8 +126,23 @@ def write_header(
     return f'<?xml version="1.0"?>\n<ismrmrdHeader xmlns="{NAMESPACE}">\n{body}\n</ismrmrdHeader>\n'
 
 
-class _NoDocumentType(ET.TreeBuilder):
-    """Builds the tree, unless the XML declares a document type, the only place where entities are defined."""
+class _PlainTree(ET.TreeBuilder):
+    """Builds the tree, unless the XML declares a document type, the only place where entities are defined,
+    or nests so deeply that taking it apart takes seconds."""
+
+    depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise InputError(
+                "a plain ISMRMRD header", f"more than {DEEPEST} levels", "write the header again"
+            )
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self.depth -= 1
+        return super().end(tag)
 
     def doctype(self, name: str, pubid: str, system: str) -> None:
         raise InputError("a plain ISMRMRD header", f"a document type {name!r} in it", "remove <!DOCTYPE …>")
@@ -142,16 +161,17 @@ def _text(parent: ET.Element, *path: str) -> str:
 
 def _integer(parent: ET.Element, *path: str) -> int:
     text = _text(parent, *path)
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"an integer in {'/'.join(path)}", repr(text), "repair the header") from None
+    # int() takes underscores and the digits of all alphabets too
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text):
+        raise InputError(f"an integer in {'/'.join(path)}", repr(text[:40]), "repair the header")
+    return int(text)
 
 
 def _sizes(encoding: ET.Element, space: str) -> tuple[int, int, int]:
     x, y, z = (_integer(encoding, space, "matrixSize", axis) for axis in "xyz")
-    if min(x, y, z) < 1:
-        raise InputError(f"positive sizes in {space}/matrixSize", f"{(x, y, z)}", "repair the header")
+    if min(x, y, z) < 1 or max(x, y, z) > LARGEST:
+        expected = f"positive sizes in {space}/matrixSize, up to {LARGEST}"
+        raise InputError(expected, f"{(x, y, z)}", "repair the header")
     return x, y, z
 
 
@@ -161,4 +181,4 @@ def _lengths(encoding: ET.Element) -> tuple[float, float, float] | None:
         x, y, z = (float(_text(encoding, "reconSpace", "fieldOfView_mm", axis)) for axis in "xyz")
     except ValueError:  # an InputError is one
         return None
-    return (x, y, z) if min(x, y, z) > 0 else None
+    return (x, y, z) if all(0 < length < math.inf for length in (x, y, z)) else None

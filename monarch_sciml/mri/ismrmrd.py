@@ -16,6 +16,9 @@ CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 20, 21, 22
 NOT_IMAGING = (19, 23, 24, 26, 27, 28, 29, 30, 31)
 
 
+LEAST = 1000  # one sample for so many points: with fewer, the header is wrong
+
+
 def assemble(
     name: str, data: Any, header: Header
 ) -> tuple[tuple[int, int, int, int], Callable[[int], np.ndarray]]:
@@ -41,6 +44,12 @@ def assemble(
     slices = np.unique(heads["idx"]["slice"])
     x, y, _ = header.encoded
     lines = heads["idx"]["kspace_encode_step_1"].astype(int) + y // 2 - header.center
+    measured, wanted = int(heads["number_of_samples"].astype(np.int64).sum()), len(slices) * x * y
+    if measured * LEAST < wanted:
+        found = f"{measured} samples for {len(slices)} slices of {x} × {y} in {name}"
+        raise InputError(
+            f"at least one in {LEAST} points measured", found, "correct encodedSpace in its header"
+        )
     starts = x // 2 - heads["center_sample"].astype(int)
     # whole readouts fill the matrix, also where the file leaves center_sample at 0
     starts[heads["number_of_samples"] == x] = 0

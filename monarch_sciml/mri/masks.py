@@ -89,7 +89,7 @@ class Mask:
     @property
     def acceleration(self) -> float:
         """Points there are over points kept; lower than asked for where the centre comes on top."""
-        return self.pattern.numel() / int(self.pattern.sum())
+        return self.pattern.numel() / max(1, int(self.pattern.sum()))
 
     @property
     def center_lines(self) -> int:
@@ -230,7 +230,9 @@ def find_acs(pattern: Tensor) -> tuple[int, int]:
     ``pattern`` is (W,), (1, W) or (H, W). Largest is the block with the longest shorter side and among those
     the one with most points: a single full line through the centre is no block to calibrate with.
     """
-    grid = np.atleast_2d(pattern.detach().cpu().numpy()).astype(bool)
+    if pattern.ndim not in (1, 2):
+        raise InputError("a pattern (W,), (1, W) or (H, W)", f"shape {tuple(pattern.shape)}", "drop axes")
+    grid = np.atleast_2d(pattern.detach().cpu().bool().numpy())
     rows, columns = (sorted(range(n), key=lambda i, n=n: (abs(2 * i + 1 - n), -i)) for n in grid.shape)
     grown = grid[rows][:, columns]  # from the centre outwards, so that central blocks are upper left blocks
     widths = np.minimum.accumulate(np.logical_and.accumulate(grown, axis=1).sum(axis=1))
@@ -248,8 +250,13 @@ def mask_from_kspace(kspace: Tensor | np.ndarray) -> Mask:
     Raises:
         InputError: not complex, NaN or infinite, or zero throughout.
     """
-    array = kspace.detach().cpu().resolve_conj().numpy() if isinstance(kspace, Tensor) else np.asarray(kspace)
-    if array.ndim < 2 or not np.iscomplexobj(array):
+    if isinstance(kspace, Tensor):
+        if not kspace.is_complex():
+            found = f"{kspace.dtype} of shape {tuple(kspace.shape)}"
+            raise InputError("complex k-space of shape (coils, H, W)", found, "convert it")
+        kspace = kspace.detach().cpu().resolve_conj().numpy()
+    array = np.asarray(kspace)
+    if array.ndim < 2 or 0 in array.shape or not np.iscomplexobj(array):
         found = f"{array.dtype} of shape {array.shape}"
         raise InputError("complex k-space of shape (coils, H, W)", found, "convert it")
     if not np.isfinite(array).all():
@@ -301,10 +308,14 @@ def load_mask(path: Path, shape: tuple[int, int]) -> Mask:
     """
     path = Path(path)
     try:
-        values = _read_cfl(path) if path.suffix in (".cfl", ".hdr") else _read_npy(path)
+        for part in [path.with_suffix(".hdr"), path.with_suffix(".cfl")] if _is_bart(path) else [path]:
+            # a pipe would keep us waiting
+            if not part.is_file():
+                raise InputError("a mask file", f"nothing at {part}", "check the path")
+        values = _read_cfl(path) if _is_bart(path) else _read_npy(path)
         binary = values.dtype.kind in "biufc" and bool(np.isin(values, (0, 1)).all())
-    except FileNotFoundError as error:
-        raise InputError("a mask file", f"nothing at {error.filename}", "check the path") from None
+    except InputError:
+        raise
     except Exception as error:  # decoders raise all kinds
         found = f"{path.name} ({type(error).__name__}: {error})"
         raise InputError("a mask as .npy or BART .cfl", found, "write it with numpy.save") from None
@@ -328,6 +339,10 @@ def _mask(pattern: np.ndarray, height: int) -> Mask:
     """A mask whose centre is not known but found."""
     rows, columns = find_acs(tensor := torch.from_numpy(pattern.copy()))
     return Mask(tensor, (height if len(pattern) == 1 and rows else rows, columns))
+
+
+def _is_bart(path: Path) -> bool:
+    return path.suffix in (".cfl", ".hdr")
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -359,8 +374,10 @@ def apply_mask(kspace: Tensor, mask: Mask | Tensor, padding: tuple[int, int] | N
         InputError: a mask or padding that does not fit.
     """
     pattern = (mask.pattern if isinstance(mask, Mask) else mask).to(kspace.device).bool()
-    if pattern.ndim > kspace.ndim or any(
-        m not in (1, n) for m, n in zip(reversed(pattern.shape), reversed(kspace.shape), strict=False)
+    if (
+        pattern.ndim > kspace.ndim
+        or kspace.ndim == 0
+        or any(m not in (1, n) for m, n in zip(reversed(pattern.shape), reversed(kspace.shape), strict=False))
     ):
         raise InputError(
             f"a mask that fits k-space of shape {tuple(kspace.shape)}",
@@ -369,6 +386,7 @@ def apply_mask(kspace: Tensor, mask: Mask | Tensor, padding: tuple[int, int] | N
         )
     if padding is not None:
         left, right = map(operator.index, padding)
+        left, right = (min(max(edge, 0), kspace.shape[-1]) for edge in (left, right))
         column = torch.arange(kspace.shape[-1], device=kspace.device)
         kept = (column >= left) & (column < right)
         if not kept.any():

@@ -17,6 +17,7 @@ __all__ = ["center_crop", "nmse", "per_slice", "psnr", "scores", "ssim", "summar
 Image = np.ndarray | Tensor
 AnyImage = TypeVar("AnyImage", bound=np.ndarray | Tensor)
 WINDOW = 7  # of the SSIM
+LARGEST = 1e100  # whose square is still a number
 
 
 def nmse(target: Image, prediction: Image) -> float:
@@ -149,14 +150,20 @@ def _volume(image: Image, name: str) -> np.ndarray:
     array = array.astype(np.float64, copy=False)
     if not np.isfinite(array).all():
         raise InputError(f"a finite {name}", "NaN or infinite values", "look for where they arise")
+    if np.abs(array).max() > LARGEST:
+        raise InputError(
+            f"a {name} of at most {LARGEST:g}", "larger values", "divide both images by a constant"
+        )
     return array[None] if array.ndim == 2 else array
 
 
 def _peak(target: np.ndarray, data_range: float | None) -> float:
     peak = float(target.max()) if data_range is None else float(data_range)
-    if not 0 < peak < math.inf:
+    if not 1 / LARGEST <= peak <= LARGEST:
         what = "the maximum of the target" if data_range is None else "data_range"
         raise InputError(
-            "a positive data range", f"{what} is {peak:g}", "give data_range, in units of the image"
+            f"a positive data range, from {1 / LARGEST:g} to {LARGEST:g}",
+            f"{what} is {peak:g}",
+            "give data_range, in units of the image",
         )
     return peak

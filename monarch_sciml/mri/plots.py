@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg import centered_dft
-from monarch_sciml.nn import LearnedFourier
+from monarch_sciml.training import plots
+from monarch_sciml.training.plots import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["save_comparison", "save_transform"]
 
-# two of Okabe and Ito's colours
-COLOURS = ("#0072B2", "#D55E00")
 NOTICE = "Research use only, not for clinical use"
 FORMATS = {"nmse": ("NMSE", "{:.4f}"), "psnr": ("PSNR", "{:.2f} dB"), "ssim": ("SSIM", "{:.4f}")}
 
@@ -69,7 +64,7 @@ def save_comparison(
     rows, width = (1 if truth is None else 2), 2.2
     lines = max((len(_score_lines(of).splitlines()) for of in (scores or {}).values()), default=0)
     height = rows * width * float(np.clip(first.shape[0] / first.shape[1], 0.4, 2.5)) + 0.6 + 0.16 * lines
-    figure = _figure(width * len(columns), height)
+    figure = new_figure(width * len(columns), height, note=NOTICE)
     panels = figure.subplots(rows, len(columns), squeeze=False)
     for axes, (name, image) in zip(panels[0], columns, strict=True):
         _picture(axes, image, "gray", top)
@@ -82,75 +77,12 @@ def save_comparison(
             _picture(axes, np.abs(image - truth), "gray_r", top / error_scale)
     for axes, (name, _) in zip(panels[-1], columns, strict=True):
         axes.set_xlabel(_score_lines((scores or {}).get(name, {})), fontsize=8.5, color="0.15")
-    _save(figure, path)
+    save_figure(figure, path, dpi=150)
 
 
-def save_transform(path: Path, fourier: LearnedFourier) -> None:
-    """What a learned transform became: a row for each axis, on the grid its factors belong to.
-
-    From left to right: |W| over |F|, which is n^(−1/2) throughout; the k-space matrix |G − I| with
-    W = G F (W = Fᴴ G of an inverse), which shows what frequency is mixed into which; and the diagonal
-    |G_kk|, the weight of each frequency. Learned density compensation shows there.
-
-    Raises:
-        InputError: entries with NaN.
-    """
-    figure = _figure(11.5, 6.9)
-    departure, nonunitarity = fourier.departure().item(), fourier.nonunitarity().item()
-    if not np.isfinite(departure):
-        raise InputError("finite entries of the transform", "NaN or infinite values", "train it again")
-    title = "Learned inverse transform" if fourier.inverse else "Learned transform"
-    figure.suptitle(
-        f"{title}: ‖W − F‖ / ‖F‖ = {departure:.2g}, ‖WᴴW − I‖ / ‖I‖ = {nonunitarity:.2g}", fontsize=11
-    )
-    panels = figure.subplots(2, 3, width_ratios=(1, 1, 1.2))
-    for (left, middle, right), axis in zip(panels, "yx", strict=True):
-        with torch.no_grad():
-            W = fourier.matrix(axis).to(torch.complex128).cpu()
-        n = len(W)
-        F = centered_dft(n)
-        G = F @ W if fourier.inverse else W @ F.conj()
-        rows, columns = ("position", "frequency") if fourier.inverse else ("frequency", "position")
-        _matrix(figure, left, W.abs() * n**0.5, f"|W| / |F|, axis {axis}, n = {n}", rows, columns, "viridis")
-        _matrix(figure, middle, (G - torch.eye(n)).abs(), "|G − I|", "frequency", "frequency", "magma")
-        k = np.arange(n) - n // 2
-        right.axhline(1, color=COLOURS[1], linewidth=1, linestyle="--", label="Fourier transform")
-        right.plot(k, G.diagonal().abs().numpy(), color=COLOURS[0], linewidth=1.3, label="learned")
-        low, high = right.get_ylim()
-        right.set_ylim(min(low, 0.9), max(high, 1.1))
-        right.set(
-            title="|G_kk|, weight of each frequency", xlabel="frequency", xlim=(k[0] - 0.5, k[-1] + 0.5)
-        )
-        right.grid(alpha=0.25)
-        right.spines[["top", "right"]].set_visible(False)
-        right.legend(frameon=False, fontsize=8)
-        right.title.set_fontsize(10)
-    _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure with the notice below. Not pyplot's: it chooses no backend and stays open nowhere."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.supxlabel(NOTICE, fontsize=8, color="0.4")
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    known = FigureCanvasAgg(figure).get_supported_filetypes()
-    path = Path(path)
-    kind = path.suffix[1:].lower()
-    if kind not in known:
-        raise InputError("a picture .png, .pdf or .svg", path.name, "change the ending")
-    if not path.parent.is_dir():
-        raise InputError("an existing directory", f"{path.parent}", "make it first")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=150, format=kind)
-    os.replace(partial, path)
+def save_transform(path: Path, model: nn.Module) -> None:
+    """``training.plots.save_transform`` of a ``LearnedFourier`` or a network with them, with the notice."""
+    plots.save_transform(path, model, note=NOTICE)
 
 
 def _picture(axes: Axes, image: NDArray, colours: str, top: float) -> None:
@@ -158,26 +90,6 @@ def _picture(axes: Axes, image: NDArray, colours: str, top: float) -> None:
     axes.imshow(image, cmap=colours, vmin=0, vmax=top, origin="upper", interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(color="0.85", linewidth=0.6)
-
-
-def _matrix(
-    figure: Figure, axes: Axes, values: Tensor, title: str, rows: str, columns: str, colours: str
-) -> None:
-    """A matrix with its entries counted from the centre, zero at n // 2."""
-    n = len(values)
-    low, high = -0.5 - n // 2, n - 0.5 - n // 2
-    image = axes.imshow(
-        values.numpy(),
-        cmap=colours,
-        vmin=0,
-        vmax=max(float(values.max()), 1e-3),
-        extent=(low, high, high, low),
-        origin="upper",
-        interpolation="nearest",
-    )
-    axes.set(xlabel=columns, ylabel=rows)
-    axes.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
 
 
 def _score_lines(scores: Mapping[str, float]) -> str:

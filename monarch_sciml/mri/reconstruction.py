@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import time
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg import FourierTransform
 from monarch_sciml.mri.classical import METHODS
 from monarch_sciml.mri.formats import KSpaceFile, open_kspace
-from monarch_sciml.mri.masks import (
-    Mask,
-    MaskConfig,
-    apply_mask,
-    draw_mask,
-    find_acs,
-    mask_from_kspace,
-    measured_columns,
-    volume_seed,
-    within,
-)
-from monarch_sciml.mri.metrics import center_crop, scores
-from monarch_sciml.mri.models import KINDS, learned_transforms, load_model
-from monarch_sciml.mri.operators import encoding
-from monarch_sciml.mri.reports import Report, markdown_table, write_reports
-from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
+from monarch_sciml.mri.masks import Mask, MaskConfig, find_acs, volume_seed
+from monarch_sciml.mri.metrics import scores
+from monarch_sciml.mri.models import KINDS, SliceReconstructor, learned_transforms
+from monarch_sciml.mri.reports import Report, as_attributes, markdown_table, read_report, write_reports
+from monarch_sciml.mri.slices import Reconstruct, Reconstructed, reconstruct_slice
 from monarch_sciml.mri.writers import save_nifti, save_png, save_reconstruction
-from monarch_sciml.training import check_device, is_finished
+from monarch_sciml.training import check_device
+from monarch_sciml.training.distributed import local_device, world
+from monarch_sciml.training.export import WEIGHTS
+from monarch_sciml.training.hub import find_model
 
 __all__ = [
     "ReconstructConfig",
@@ -59,8 +56,7 @@ Method = Literal[
     "modl",
     "modl-monarch",
 ]
-# (masked k-space (C, H, W), pattern, maps) → image (H, W)
-Reconstruct = Callable[[Tensor, Tensor, Tensor], Tensor]
+LONGEST = 240  # bytes of a name, so that 255 suffice for what is added to it
 
 
 @dataclass(frozen=True)
@@ -70,11 +66,12 @@ class ReconstructConfig:
     files: tuple[Path, ...]
     """The files; BART's by either name."""
     out: Path
-    """Folder for one HDF5 file with `reconstruction` for each, report.json and table.md."""
+    """Folder for one HDF5 file with `reconstruction` for each, report.json and table.md; finished files of
+    the same settings are kept."""
     method: Method | None = None
     """Classical: zero-filled, cg-sense, l1-wavelet, tv. The others are trained; given --run, its own."""
     run: Path | None = None
-    """Directory of the training whose network is used."""
+    """Directory of a training, or a folder with an exported model."""
     sampling: MaskConfig = field(default_factory=MaskConfig)
     """For fully sampled k-space, drawn with the file name, ending in .h5, as seed; undersampled k-space keeps
     its own."""
@@ -97,6 +94,8 @@ class ReconstructConfig:
     def __post_init__(self) -> None:
         if not self.files:
             raise InputError("at least one k-space file", "none", "name the files")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise InputError("1 to 1024 threads", f"{self.threads}", "change --threads")
         if self.method is None and self.run is None:
             raise InputError("a --method, or the --run of a training", "neither", "try --method cg-sense")
         trained = self.method is None or self.method in KINDS
@@ -108,49 +107,86 @@ class ReconstructConfig:
             )
 
 
-@dataclass(frozen=True)
-class Reconstructed:
-    """One slice: the image and how well it explains the data."""
-
-    image: Tensor
-    """Magnitude (h, w), real."""
-    mask: Mask
-    """What was used: without columns that nobody measured."""
-    retrospective: bool
-    """Whether the k-space was fully sampled before."""
-    data_consistency: float
-    """‖A x − y‖ / ‖y‖ with the Fourier transform in A, whatever the method used; of the complex image."""
-    target: Tensor | None
-    """Magnitude (h, w) from fully sampled k-space: the file's own target, or root sum of squares."""
-
-
 def reconstruct(config: ReconstructConfig) -> list[Report]:
     """Reconstruct every file into ``config.out`` and return what there is to say of each.
 
-    A file appears when all of its slices are there, or not at all. Memory does not depend on the number of
-    slices. Raises ``InputError`` for files, masks, maps or models that cannot be used; it names the file.
+    A file appears when all of its slices are there, or not at all; it says by which settings it was made of
+    which input. A rerun keeps what it would make again, so that a killed one continues where it stopped;
+    files whose input has changed are made anew. Memory does not depend on the number of slices.
+
+    Several processes (``torchrun``, ``srun``) share the files: process r of n takes the r-th, the (r + n)-th
+    … of them. The last one to finish writes report.json and table.md of all; the others return an empty list.
+    If one of them failed, a rerun, by any number of processes, does what is missing.
+
+    Raises:
+        InputError: files, masks, maps or models that cannot be used, which it names; outputs of other
+            settings in the way; a folder that cannot be written.
     """
     check_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     outputs = [config.out / f"{_stem(path)}.h5" for path in config.files]
-    if len({*outputs}) < len(outputs):
-        raise InputError(
-            "files of different names", f"{sorted(_stem(p) for p in config.files)}", "rename one"
-        )
-    # k-space of that name may lie there, even if of another format
-    if config.out.resolve() in {path.resolve().parent for path in config.files}:
-        raise InputError("another folder than that of the data", f"{config.out}", "choose another --out")
-    method = _method(config)
+    _check_names(config, outputs)
+    method, (rank, size) = _method(config), world()
+    settings = _settings(config, method)
+    every = [settings | {"input": _identity(path)} for path in config.files]
     try:
-        reports = [
-            _reconstruct_file(config, path, output, method)
-            for path, output in zip(config.files, outputs, strict=True)
-        ]
-        write_reports(config.out, reports)
+        for output, expected in zip(outputs, every, strict=True):
+            read_report(output, expected)  # refuses before hours of work what is in the way
+        for path, output, expected in list(zip(config.files, outputs, every, strict=True))[rank::size]:
+            if read_report(output, expected) is None:
+                _reconstruct_file(config, path, output, method, expected)
+            if config.png or config.nifti:
+                _pictures(config, output)
+        reports = [read_report(output, expected) for output, expected in zip(outputs, every, strict=True)]
+        finished = [report for report in reports if report is not None]
+        if len(finished) < len(reports):
+            return []  # another process is still busy with the rest
+        write_reports(config.out, finished)
     except OSError as error:
-        raise InputError("an output folder that can be written", str(error), "choose another --out") from None
-    return reports
+        raise InputError(
+            "an output folder that can be written", str(error), "free the disk, or choose another --out"
+        ) from None
+    return finished
+
+
+def _check_names(config: ReconstructConfig, outputs: Sequence[Path]) -> None:
+    """Refuse what would overwrite each other, also on disks that do not tell A from a, or the data."""
+    names = [_shown(path) for path in outputs]
+    if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
+        found = f"{sorted(name.removesuffix('.h5') for name in names)}"
+        raise InputError("files of different names, not in case alone", found, "rename one")
+    for path, output in zip(config.files, outputs, strict=True):
+        if not path.name or len(os.fsencode(output.stem)) > LONGEST or "\0" in str(path):
+            expected = f"file names of 1 to {LONGEST} bytes without their ending, none of them NUL"
+            raise InputError(expected, f"{_shown(path)!r}", "rename the file")
+    # k-space of that name may lie there, even if of another format
+    lying = {os.path.realpath(path.parent) for path in config.files}
+    lying |= {os.path.dirname(os.path.realpath(path)) for path in config.files}
+    if os.path.realpath(config.out) in lying:
+        raise InputError("another folder than that of the data", f"{config.out}", "choose another --out")
+
+
+def _settings(config: ReconstructConfig, method: _Method) -> dict[str, Any]:
+    """What the images depend on besides the input, in the types of JSON."""
+    sampling = asdict(config.sampling)
+    if config.sampling.mask_file is not None:
+        sampling = {"mask_file": _identity(config.sampling.mask_file)}
+    maps = _identity(config.maps) if isinstance(config.maps, Path) else config.maps or method.maps
+    settings = {"method": method.name, "network": method.network, "header": config.header}
+    return json.loads(json.dumps({**settings, "maps": maps, **sampling}))
+
+
+def _identity(path: Path) -> list[str | int]:
+    """A file as it is now: name, size and time of its last change. Of BART's pair, the numbers."""
+    if not path.name:  # of no file
+        return [str(path)]
+    numbers = path.with_name(path.name.removesuffix(".hdr").removesuffix(".cfl") + ".cfl")
+    for candidate in (numbers, path):
+        if candidate.is_file():
+            about = candidate.stat()
+            return [_shown(candidate), about.st_size, about.st_mtime_ns]
+    return [_shown(path)]
 
 
 @dataclass(frozen=True)
@@ -160,6 +196,8 @@ class _Method:
     name: str
     run: Reconstruct
     maps: str = "espirit"
+    network: str | None = None
+    """A hash of its weights."""
     nonunitarity: float | None = None
     departure: float | None = None
 
@@ -168,35 +206,40 @@ def _method(config: ReconstructConfig) -> _Method:
     if config.run is None:
         name = str(config.method)
         return _Method(name, METHODS[name])
-    if not is_finished(config.run):
-        raise InputError(f"a finished training in {config.run}", "no exported model", "check --run, or train")
-    model, settings = load_model(config.run / "model")
+    reconstructor = SliceReconstructor.from_pretrained(config.run)
+    model, settings = reconstructor.network, reconstructor.config
     if config.method not in (None, settings.kind):
         raise InputError(
             f"a {config.method} in {config.run}", f"a {settings.kind}", f"pass --method {settings.kind}"
         )
-    model.to(config.device)
+    device = local_device(config.device)
+    model.to(device)
 
     def run(kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
-        batch = (t[None].to(config.device) for t in (kspace, pattern, maps))
+        batch = (t[None].to(device) for t in (kspace, pattern, maps))
         with torch.inference_mode():
             return model(*batch)[0].cpu()
 
     maps = "espirit" if settings.maps == "espirit" else "low-resolution"
+    weights = (find_model(config.run) / WEIGHTS).read_bytes()
+    network = hashlib.sha256(weights).hexdigest()[:16]
     transforms = learned_transforms(model)
     if not transforms:
-        return _Method(settings.kind, run, maps)
+        return _Method(settings.kind, run, maps, network)
     with torch.no_grad():
         return _Method(
             settings.kind,
             run,
             maps,
+            network,
             float(torch.stack([t.nonunitarity() for t in transforms]).mean()),
             float(torch.stack([t.departure() for t in transforms]).mean()),
         )
 
 
-def _reconstruct_file(config: ReconstructConfig, path: Path, output: Path, method: _Method) -> Report:
+def _reconstruct_file(
+    config: ReconstructConfig, path: Path, output: Path, method: _Method, settings: Mapping[str, Any]
+) -> None:
     maps = method.maps if config.maps is None else config.maps
     results: list[dict[str, float]] = []
     with ExitStack() as stack:
@@ -209,7 +252,8 @@ def _reconstruct_file(config: ReconstructConfig, path: Path, output: Path, metho
         slices = _slices(config, file, method.run, given or str(maps))
         first = next(slices)
         height, width = first[0].image.shape
-        about = {"method": method.name, "acceleration": first[0].mask.acceleration, "source": path.name}
+        about: dict[str, Any] = {"method": method.name, "acceleration": first[0].mask.acceleration}
+        about |= {"source": _shown(path), "spacing": _spacing(file), "version": __version__}
         write = stack.enter_context(save_reconstruction(output, len(file), (height, width), about))
         quiet = True if config.quiet else None
         bar = stack.enter_context(tqdm(total=len(file), desc=path.name, unit="slice", disable=quiet))
@@ -217,31 +261,28 @@ def _reconstruct_file(config: ReconstructConfig, path: Path, output: Path, metho
             write(result.image)
             results.append(figures)
             bar.update()
-        seconds = (time.perf_counter() - start) / len(file)
-        spacing = _spacing(file)
-    if config.png or config.nifti:
-        _pictures(config, output, spacing)
-    # slices without a target, such as those that were undersampled before, have no scores
-    listed = {name: [r[name] for r in results if name in r] for r in results for name in r}
-    mean = {name: sum(values) / len(values) for name, values in listed.items()}
-    return Report(
-        file=path.name,
-        method=method.name,
-        format=file.format,
-        slices=len(file),
-        coils=file.shape[1],
-        shape=(height, width),
-        acceleration=first[0].mask.acceleration,
-        retrospective=first[0].retrospective,
-        header=file.header is not None,
-        data_consistency=mean["data_consistency"],
-        nonunitarity=method.nonunitarity,
-        departure=method.departure,
-        nmse=mean.get("nmse"),
-        psnr=mean.get("psnr"),
-        ssim=mean.get("ssim"),
-        seconds=seconds,
-    )
+        # slices without a target, such as those that were undersampled before, have no scores
+        listed = {name: [r[name] for r in results if name in r] for r in results for name in r}
+        mean = {name: sum(values) / len(values) for name, values in listed.items()}
+        report = Report(
+            file=_shown(path),
+            method=method.name,
+            format=file.format,
+            slices=len(file),
+            coils=file.shape[1],
+            shape=(height, width),
+            acceleration=first[0].mask.acceleration,
+            retrospective=first[0].retrospective,
+            header=file.header is not None,
+            data_consistency=mean["data_consistency"],
+            nonunitarity=method.nonunitarity,
+            departure=method.departure,
+            nmse=mean.get("nmse"),
+            psnr=mean.get("psnr"),
+            ssim=mean.get("ssim"),
+            seconds=(time.perf_counter() - start) / len(file),
+        )
+        about |= as_attributes(report, settings)
 
 
 def _slices(
@@ -290,79 +331,31 @@ def _spacing(file: KSpaceFile) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _pictures(config: ReconstructConfig, path: Path, spacing: tuple[float, float, float]) -> None:
-    """PNG and NIfTI, out of the finished file: what failed before it was finished leaves none."""
+def _pictures(config: ReconstructConfig, path: Path) -> None:
+    """PNG and NIfTI that are not there yet, out of the finished file."""
+    since = path.stat().st_mtime_ns
+
+    def missing(picture: Path) -> bool:
+        return not picture.exists() or picture.stat().st_mtime_ns < since
+
     with h5py.File(path, "r") as file:
         images = cast(h5py.Dataset, file["reconstruction"])
         if config.png:
-            for index, image in enumerate(images):
-                save_png(path.parent / "png" / f"{path.stem}_{index:03d}.png", image)
-        if config.nifti:
-            save_nifti(path.with_suffix(".nii.gz"), images, spacing)
-
-
-def reconstruct_slice(
-    kspace: Tensor,
-    method: Reconstruct,
-    *,
-    sampling: MaskConfig | None = None,
-    seed: int | tuple[int, ...] = 0,
-    maps: Tensor | str = "espirit",
-    mask: Mask | None = None,
-    padding: tuple[int, int] | None = None,
-    size: tuple[int, int] | None = None,
-    target: Tensor | None = None,
-) -> Reconstructed:
-    """Reconstruct one slice of k-space (C, H, W).
-
-    Args:
-        kspace: fully sampled: masked as ``sampling`` says; undersampled: as it is, with the mask given or
-            found from its zeros.
-        method: (masked k-space, pattern, maps) → image (H, W), such as an entry of ``METHODS``.
-        sampling, seed: the mask for fully sampled k-space.
-        maps: (C, H, W), or how to estimate them from the centre of the masked k-space.
-        mask: of k-space that is undersampled, if known.
-        padding: (left, right), the columns that were measured; of fully sampled k-space, those of zeros at
-            the edges are left out in any case.
-        size: to crop the image to.
-        target: to compare with; by default the root sum of squares of fully sampled k-space.
-
-    Raises:
-        InputError: maps, mask and k-space that do not fit together, or no centre to calibrate with.
-    """
-    found = mask_from_kspace(kspace) if mask is None else mask
-    columns = measured_columns(found) if mask is None else None
-    whole = columns is not None
-    shape = (kspace.shape[-2], kspace.shape[-1])
-    if whole and sampling is not None:
-        found = draw_mask(sampling, shape, seed)
-    for edges in (columns, padding):
-        found = within(found, edges or (0, shape[1]))
-    y = apply_mask(kspace, found)
-    if isinstance(maps, str):
-        maps = estimate_maps(y, found.acs, maps)
-    elif maps.shape != kspace.shape:
-        raise InputError(
-            f"coil maps of shape {tuple(kspace.shape)}, as k-space",
-            f"{tuple(maps.shape)}",
-            "pass the maps of this scan, or leave --maps out",
-        )
-    x = method(y, found.pattern, maps)
-    if not torch.isfinite(x).all():
-        raise InputError("a finite image", "NaN or infinity", "check the data, or lower the regularisation")
-    A = encoding(maps, found.pattern)
-    # a method of magnitudes has no phase: it is lent that of the zero-filled image
-    complete = x if x.is_complex() else x * torch.exp(1j * A.H(y).angle())
-    consistency = float((A(complete) - y).norm() / y.norm().clamp_min(1e-30))
-    size = shape if size is None else (min(size[0], shape[0]), min(size[1], shape[1]))
-    if whole and target is None:
-        target = root_sum_of_squares(FourierTransform(tuple(kspace.shape), inverse=True)(kspace))
-        target = center_crop(target, size)
-    if target is not None:
-        size = (target.shape[-2], target.shape[-1])
-    return Reconstructed(center_crop(x.abs(), size), found, whole, consistency, target if whole else None)
+            for index in range(len(images)):
+                picture = path.parent / "png" / f"{path.stem}_{index:03d}.png"
+                if missing(picture):
+                    save_png(picture, images[index])
+        volume = path.with_suffix(".nii.gz")
+        if config.nifti and missing(volume):
+            x, y, z = (float(length) for length in cast(np.ndarray, file.attrs["spacing"]))
+            save_nifti(volume, images, (x, y, z))
 
 
 def _stem(path: Path) -> str:
     """The name of the output: that of the input without its ending."""
     return path.name.removesuffix(path.suffix)
+
+
+def _shown(path: Path) -> str:
+    """The name as text: the bytes of a file name need not be any."""
+    return os.fsencode(path.name).decode("utf-8", "replace")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
+
+from monarch_sciml.errors import InputError
 from monarch_sciml.mri.writers import NOTICE
 from monarch_sciml.training import write_json
+from monarch_sciml.training.files import whole_files
 
-__all__ = ["Report", "markdown_table", "write_reports"]
+__all__ = ["Report", "as_attributes", "cell", "markdown_table", "read_report", "write_reports"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,49 @@ class Report:
     notice: str = NOTICE
 
 
+def as_attributes(report: Report, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What an output file says of itself, for ``read_report``."""
+    return {"report": json.dumps(asdict(report)), "settings": json.dumps(settings)}
+
+
+def read_report(output: Path, settings: Mapping[str, Any]) -> Report | None:
+    """The report of an output file; None if there is no such file, or one of another ``input``.
+
+    Raises:
+        InputError: a file made with other settings, or of another origin, which is not to be replaced.
+    """
+    if not output.exists():
+        return None
+    try:
+        with h5py.File(output, "r") as file:
+            found = dict(json.loads(str(file.attrs["settings"])))
+            saved = json.loads(str(file.attrs["report"]))
+            report = Report(**{**saved, "shape": tuple(saved["shape"])})
+    except (OSError, KeyError, ValueError, TypeError):  # damaged, or of another kind
+        found, report = {}, None
+    other = [key for key in settings if key != "input" and found.get(key, "?") != settings[key]]
+    if other or report is None:
+        ours, theirs = (
+            ", ".join(f"{key}={values.get(key, '?')}" for key in other) for values in (settings, found)
+        )
+        raise InputError(
+            f"a reconstruction made with {ours} as {output}",
+            f"{theirs} in it" if found else "a file of another origin",
+            "choose another --out, or delete it to make it anew",
+        )
+    return report if found.get("input") == settings["input"] else None
+
+
 def write_reports(folder: Path, reports: Sequence[Report]) -> None:
-    """``report.json`` and ``table.md``, each whole or not at all."""
-    write_json(folder / "report.json", [_for_json(asdict(report)) for report in reports])
-    partial = folder / "table.md.partial"
-    partial.write_text(markdown_table(reports), encoding="utf-8")
-    os.replace(partial, folder / "table.md")
+    """``report.json`` and ``table.md``, both or none."""
+    with whole_files(folder) as unfinished:
+        write_json(unfinished / "report.json", [_for_json(asdict(report)) for report in reports])
+        (unfinished / "table.md").write_text(markdown_table(reports), encoding="utf-8")
+
+
+def cell(text: str) -> str:
+    """A name from elsewhere as one cell of a Markdown table: without line ends, bars escaped."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def markdown_table(reports: Sequence[Report]) -> str:
@@ -60,8 +102,8 @@ def markdown_table(reports: Sequence[Report]) -> str:
         if r.nmse is not None and r.psnr is not None and r.ssim is not None:
             cells = (f"{r.nmse:.4f}", f"{r.psnr:.2f}", f"{r.ssim:.3f}")
         lines.append(
-            f"| {r.file} | {r.method} | {r.slices} | {r.coils} | {r.acceleration:.2f} | {' | '.join(cells)} "
-            f"| {r.data_consistency:.3f} | {r.seconds:.2f} |"
+            f"| {cell(r.file)} | {r.method} | {r.slices} | {r.coils} | {r.acceleration:.2f} "
+            f"| {' | '.join(cells)} | {r.data_consistency:.3f} | {r.seconds:.2f} |"
         )
     lines.append("")
     first = reports[0]

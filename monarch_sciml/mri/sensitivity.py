@@ -25,6 +25,13 @@ def calibration(kspace: Tensor, acs: tuple[int, int], *, largest: int = 24) -> T
 
     ``acs`` is the extent that is fully sampled. Raises ``InputError`` where that is too small to calibrate.
     """
+    fits = kspace.ndim >= 3 and kspace.is_complex() and kspace.shape[-3] > 0
+    if not fits or acs[0] > kspace.shape[-2] or acs[1] > kspace.shape[-1]:
+        raise InputError(
+            f"complex k-space (coils, H, W) with a fully sampled centre of {acs[0]} × {acs[1]}",
+            f"{kspace.dtype} of shape {tuple(kspace.shape)}",
+            "check the mask",
+        )
     rows, columns = (min(found, largest) for found in acs)
     if min(rows, columns) < 3:
         raise InputError(
@@ -32,7 +39,10 @@ def calibration(kspace: Tensor, acs: tuple[int, int], *, largest: int = 24) -> T
             f"{acs[0]} × {acs[1]}",
             "pass coil maps (--maps), or acquire a calibration region",
         )
-    return kspace[..., central(kspace.shape[-2], rows), central(kspace.shape[-1], columns)]
+    block = kspace[..., central(kspace.shape[-2], rows), central(kspace.shape[-1], columns)]
+    if not block.isfinite().all():
+        raise InputError("a finite centre of k-space", "NaN or infinity", "check the file")
+    return block
 
 
 def low_resolution(kspace: Tensor, acs: tuple[int, int]) -> Tensor:
@@ -145,7 +155,7 @@ def estimate_maps(kspace: Tensor, acs: tuple[int, int], method: str = "espirit")
     the region has fewer than ``NARROW`` lines, ESPIRiT has too few patches and low-resolution maps are taken.
     Raises ``InputError``.
     """
-    if len(kspace) == 1:
+    if kspace.ndim == 3 and len(kspace) == 1 and kspace.is_complex():
         return torch.ones_like(kspace)
     if method not in ("espirit", "low-resolution"):
         raise InputError("maps 'espirit' or 'low-resolution'", repr(method), "pass one of them")

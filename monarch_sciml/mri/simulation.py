@@ -4,8 +4,11 @@ Nothing is downloaded and nobody is shown: the data to try things out with, to t
 """
 
 import dataclasses
+import errno
 import json
 import math
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -24,6 +27,7 @@ from monarch_sciml.mri.masks import MaskConfig, apply_mask, central, draw_mask, 
 from monarch_sciml.mri.phantoms import coil_maps, random_phantom, shepp_logan
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
 from monarch_sciml.mri.writers import write_volume
+from monarch_sciml.training.distributed import world
 
 __all__ = ["SimulateConfig", "SimulatedVolume", "simulate", "simulate_volume"]
 
@@ -34,6 +38,7 @@ NOISE_MIXING = 0.15  # of each coil's noise, in amplitude, comes from the others
 CENTRE_TIMES_RATE = 0.32  # fully sampled centre of undersampled files: 8 % of the columns at 4×, 4 % at 8×
 FIELD_OF_VIEW = 220.0  # mm along the longer side; the pixels are square
 THICKNESS = 5.0  # mm
+MOST = 1_000_000  # volumes
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,14 @@ class SimulateConfig:
                 found = ", ".join(f"{name}={getattr(self, name)}" for name in names.split())
                 raise InputError(expected, found, remedy)
 
-        several = min(self.volumes, self.slices) >= 1
-        check(several, "at least one volume of at least one slice", "volumes slices", "raise them")
+        several = 1 <= self.volumes <= MOST and self.slices >= 1
+        expected = f"at least one volume of at least one slice, and {MOST} volumes at most"
+        check(several, expected, "volumes slices", "change them")
         check(self.seed >= 0, "a seed ≥ 0", "seed", "change it")
         size = len(self.shape) == 2 and min(self.shape) >= 8
         check(size, "a shape (H, W) of at least 8 × 8", "shape", "enlarge it")
-        counts = len(self.coils) > 0 and min(self.coils) >= 1
-        check(counts, "numbers of coils of at least 1", "coils", "give one or more")
+        counts = len(self.coils) > 0 and 1 <= min(self.coils) <= max(self.coils) <= 1024
+        check(counts, "numbers of coils from 1 to 1024", "coils", "give one or more")
         alike = 1 not in self.coils or set(self.coils) == {1}
         expected = "several coils in every volume, or one in all: their files differ"
         check(alike, expected, "coils", "simulate two sets")
@@ -142,20 +148,25 @@ def simulate(out: str | Path, config: SimulateConfig, *, progress: bool = False)
     ``acceleration`` they are test files, sampled in random columns by the mask that each file's name seeds.
 
     A killed run continues where it stopped; more volumes extend the set; fewer leave the others. Nothing but
-    volumes lies in the folder, as fastMRI's code opens whatever it finds. Memory holds one volume; one
-    process at a time.
+    volumes lies in the folder, as fastMRI's code opens whatever it finds. Memory holds one volume. Several
+    processes (``torchrun``, ``srun``) share the volumes: process r of n writes the r-th, the (r + n)-th … of
+    them, and all are there when every process has returned.
 
     Raises:
         InputError: a folder that cannot be written, or that holds volumes of another configuration.
     """
-    out = Path(out)
+    out, (rank, size) = Path(out), world()
     paths = [out / f"sim_{index:04d}.h5" for index in range(config.volumes)]
     try:
         out.mkdir(parents=True, exist_ok=True)
         _check_folder(out, config.recipe)
-        missing = [index for index, path in enumerate(paths) if not path.exists()]
-        done = len(paths) - len(missing)
-        with tqdm(total=len(paths), initial=done, unit="volume", disable=not progress) as bar:
+        mine = range(len(paths))[rank::size]
+        missing = [index for index in mine if not paths[index].exists()]
+        least = len(missing) * config.slices * math.prod(config.shape) * 8 * min(config.coils)
+        if least > (free := shutil.disk_usage(out).free):
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free / 1e9:.3g} GB free)")
+        done, hidden = len(mine) - len(missing), not progress or rank > 0
+        with tqdm(total=len(mine), initial=done, unit="volume", disable=hidden) as bar:
             for index in missing:
                 _write(paths[index], config, index)
                 bar.update()
@@ -208,18 +219,15 @@ def _write(path: Path, config: SimulateConfig, index: int) -> None:
         about |= {"acceleration": rate, "num_low_frequency": drawn.center_lines}
     height, width = config.shape
     pixel = FIELD_OF_VIEW / max(config.shape)
-    try:
-        write_volume(
-            path,
-            kspace,
-            target,
-            acquisition="SIMULATED",
-            patient_id=f"simulated-{config.seed}-{index}",
-            header=write_header(
-                (height, width, config.slices), config.shape, (height * pixel, width * pixel, THICKNESS)
-            ),
-            mask=mask,
-            attributes=about,
-        )
-    except RuntimeError as error:  # as which HDF5 reports a failed write
-        raise OSError(error) from error
+    write_volume(
+        path,
+        kspace,
+        target,
+        acquisition="SIMULATED",
+        patient_id=f"simulated-{config.seed}-{index}",
+        header=write_header(
+            (height, width, config.slices), config.shape, (height * pixel, width * pixel, THICKNESS)
+        ),
+        mask=mask,
+        attributes=about,
+    )

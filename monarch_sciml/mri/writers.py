@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.header import parse_header, write_header
+from monarch_sciml.training.files import whole_file
 
 __all__ = ["NOTICE", "save_nifti", "save_png", "save_reconstruction", "write_volume"]
 
@@ -29,7 +31,7 @@ def save_reconstruction(
     path: PathLike,
     n_slices: int,
     shape: tuple[int, int],
-    attributes: Mapping[str, str | float | int] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Iterator[Callable[[Array], None]]:
     """Write the images of one volume, slice by slice: HDF5 with ``reconstruction`` float32 (S, h, w).
 
@@ -40,15 +42,15 @@ def save_reconstruction(
                 write(reconstruct(kspace))
 
     The file takes its name when the block ends and all ``n_slices`` are there; otherwise nothing is left of
-    it. One slice is in memory at a time. The file attribute ``notice`` says what the images are not for.
+    it. One slice is in memory at a time. The file attribute ``notice`` says what the images are not for; the
+    ``attributes`` are read when the block ends, so that they may say what is known only then.
 
     Raises:
         InputError: an image of another shape, a complex one, NaN or infinity, too few or too many slices.
     """
     path, written = Path(path), 0
-    with _whole(path) as partial, h5py.File(partial, "w") as file:
+    with _hdf5(path) as file:
         images = file.create_dataset("reconstruction", (n_slices, *shape), np.float32)
-        file.attrs.update({**(attributes or {}), "notice": NOTICE})
 
         def write(image: Array) -> None:
             nonlocal written
@@ -60,6 +62,7 @@ def save_reconstruction(
         yield write
         if written < n_slices:
             raise InputError(f"{n_slices} slices in {path.name}", f"only {written}", "write every slice")
+        file.attrs.update({**(attributes or {}), "notice": NOTICE})
 
 
 def write_volume(
@@ -117,7 +120,7 @@ def write_volume(
         arrays["mask"] = sampled
     xml = write_header((height, width, slices), recon) if header is None else header
     parse_header(xml)  # what is refused when read is not written
-    with _whole(Path(path)) as partial, h5py.File(partial, "w") as file:
+    with _hdf5(Path(path)) as file:
         for name, array in arrays.items():
             file[name] = array
         file["ismrmrd_header"] = xml
@@ -147,7 +150,7 @@ def save_png(path: PathLike, image: Array, window: tuple[float, float] | None = 
     grey = np.clip((pixels - low) / (high - low if high > low else 1.0), 0, 1)
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", NOTICE)
-    with _whole(Path(path)) as partial:
+    with whole_file(Path(path)) as partial:
         Image.fromarray(np.round(255 * grey).astype(np.uint8)).save(partial, format="PNG", pnginfo=text)
 
 
@@ -183,7 +186,7 @@ def save_nifti(path: PathLike, volume: Array | h5py.Dataset, spacing: tuple[floa
     header.set_xyzt_units("mm")
     header["descrip"] = NOTICE.encode()  # at most 79 bytes
     header["vox_offset"], header["magic"] = 352, b"n+1"
-    with _whole(path) as partial, ExitStack() as stack:
+    with whole_file(path) as partial, ExitStack() as stack:
         stream = stack.enter_context(partial.open("wb"))
         if path.suffix == ".gz":
             # without the time of day: the same volume gives the same file
@@ -213,14 +216,10 @@ def _real(image: Array, shape: tuple[int, ...] | None, what: str) -> np.ndarray:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A neighbour to write to, which takes the name ``path`` only if all went well."""
-    if path.is_dir():
-        raise InputError("the name of a file", f"the folder {path}", "name a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _hdf5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, whole or not at all.
+
+    HDF5 writes through a Python file, which reports a full disk; its own writing ends the process there.
+    """
+    with whole_file(path) as partial, partial.open("w+b") as stream, h5py.File(stream, "w") as file:
+        yield file

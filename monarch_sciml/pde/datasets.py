@@ -4,6 +4,7 @@
 ``.npy``, ``.npz`` and neuraloperator's ``.pt`` files; ``Windows`` cuts pairs (past, future) out of it.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from monarch_sciml.errors import InputError
+from monarch_sciml.errors import InputError, decoding
 from monarch_sciml.pde.formats import open_source
-from monarch_sciml.pde.sources import Source, Variable, decoding, named_source, to_numpy
+from monarch_sciml.pde.sources import Source, Variable, named_source, to_numpy
 
 __all__ = ["TrajectoryDataset", "Windows", "train_test_split"]
 
@@ -74,7 +75,8 @@ class TrajectoryDataset(Dataset[Tensor]):
         dtype: torch.dtype = torch.float32,
     ):
         # absolute: a worker that opens the file again may stand in another folder
-        self.path = Path(path).expanduser().absolute()
+        with decoding(Path(path), "trajectory"):
+            self.path = Path(path).expanduser().absolute()
         self._how = {"key": key, "axes": axes, "initial": initial}
         source = open_source(self.path, **self._how)
         self._setup(source, samples, times, every, dtype)
@@ -97,8 +99,12 @@ class TrajectoryDataset(Dataset[Tensor]):
         """
         dataset = cls.__new__(cls)
         dataset.path = Path("the array")
-        arrays = {"array": to_numpy(array) if isinstance(array, Tensor) else np.asarray(array)}
-        arrays |= {} if times is None else {"t": np.asarray(times, dtype=np.float64)}
+        try:
+            arrays = {"array": to_numpy(array) if isinstance(array, Tensor) else np.asarray(array)}
+            arrays |= {} if times is None else {"t": np.asarray(times, dtype=np.float64)}
+        except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+            found = f"{type(error).__name__}: {error}"
+            raise InputError("a dense array, and times, of numbers", found, "convert them") from None
         dataset._setup(named_source(arrays, "array", axes, "array"), slice(None), slice(None), 1, dtype)
         dataset._load()
         return dataset
@@ -146,7 +152,11 @@ class TrajectoryDataset(Dataset[Tensor]):
                 stacklevel=3,
             )
         block = self._block(self._samples[index : index + 1], self._times[start:stop])
-        return torch.from_numpy(block[0]).to(self._dtype)
+        frames = torch.from_numpy(block[0]).to(self._dtype)
+        if self._dtype.itemsize < 4 and not frames.float().isfinite().all():
+            found = f"larger ones in trajectory {self._samples[index]} of {self.path.name}"
+            raise InputError(f"numbers that {self._dtype} can hold", found, "use dtype=torch.float32")
+        return frames
 
     def select(self, samples: slice) -> Self:
         """The same data set with only these of its trajectories; nothing is read or copied."""
@@ -177,7 +187,8 @@ class TrajectoryDataset(Dataset[Tensor]):
 
     def _load(self) -> None:
         shape = (len(self), self.n_times, self.channels, *self.grid)
-        data = np.empty(shape, np.float64 if self._dtype is torch.float64 else np.float32)
+        with decoding(self.path, self.format):
+            data = np.empty(shape, np.float64 if self._dtype is torch.float64 else np.float32)
         for n, t in self._blocks():
             data[n, t] = self._block(self._samples[n], self._times[t])
         variable = Variable("loaded", data, "ntc" + "xyz"[: len(self.grid)])
@@ -188,7 +199,7 @@ class TrajectoryDataset(Dataset[Tensor]):
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
         """Pieces (trajectories, times) of about BLOCK_BYTES, in an order that suits the file."""
         source = self._opened()
-        frames = max(1, BLOCK_BYTES // (8 * source.length("c") * int(np.prod(source.grid))))
+        frames = max(1, BLOCK_BYTES // (8 * source.length("c") * math.prod(source.grid)))
         if source.scattered:
             n_step = min(frames, len(self))
             t_step = max(1, frames // n_step)
@@ -205,7 +216,7 @@ class TrajectoryDataset(Dataset[Tensor]):
             stored = self._opened().read(samples, times)
         # subsampled here and not in the file: HDF5 reads strided selections point by point
         stored = stored[(..., *[slice(None, None, self._every)] * len(self.grid))]
-        with np.errstate(over="ignore"):  # what overflows is reported below
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported below
             block = np.array(stored, np.float64 if self._dtype is torch.float64 else np.float32, order="C")
         if not self._checked and not np.isfinite(block).all():
             n, t = np.argwhere(~np.isfinite(block))[0, :2]

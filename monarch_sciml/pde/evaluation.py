@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from tqdm import tqdm
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
 from monarch_sciml.pde.metrics import energy_spectrum
-from monarch_sciml.pde.models import count_parameters, load_model
+from monarch_sciml.pde.models import FramePredictor, count_parameters
 from monarch_sciml.pde.recipe import TrainConfig, split
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
 from monarch_sciml.training import is_finished, read_config, write_json
+from monarch_sciml.training.files import whole_files
 
 __all__ = ["EvaluateConfig", "Evaluation", "evaluate", "evaluate_run", "markdown_table"]
 
@@ -29,7 +30,8 @@ class EvaluateConfig:
     runs: tuple[Path, ...]
     """Run directories of finished trainings; changes are given against the first."""
     out: Path
-    """Directory for metrics.json, table.md, plots and evaluation.json (settings); replaces earlier ones."""
+    """Directory for metrics.json, table.md, plots and evaluation.json (settings); all of them replace earlier
+    ones, or none."""
     data: Path | None = None
     """Other trajectories than the held-out ones of the training; all of them are used."""
     every: int | None = None
@@ -40,6 +42,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.runs:
             raise InputError("at least one run directory", "none", "pass --runs DIR [DIR …]")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise InputError("1 to 1024 threads", f"{self.threads}", "change --threads")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,6 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
 
     Raises ``InputError`` for an unfinished run, a damaged export, or data that do not fit.
     """
-    from monarch_sciml.pde import plots  # matplotlib: only here
-
     if config.threads:
         torch.set_num_threads(config.threads)
     pairs = [evaluate_run(run, data=config.data, every=config.every) for run in config.runs]
@@ -87,30 +89,47 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
             "; ".join(f"{r.run}: {len(r.times)} frames of {r.trajectories} on {r.grid}" for r in results),
             "evaluate them one by one",
         )
-    candidates = [[r.model for r in results], [r.run for r in results], [str(run) for run in config.runs]]
-    names = next((names for names in candidates if len({*names}) == len(names)), candidates[-1])
-
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / "evaluation.json", asdict(config))
+        with whole_files(config.out) as unfinished:
+            write_json(unfinished / "evaluation.json", asdict(config))
+            write_json(unfinished / "metrics.json", [asdict(result) for result in results])
+            (unfinished / "table.md").write_text(markdown_table(results), encoding="utf-8")
+            _save_plots(replace(config, out=unfinished), results, examples)
     except OSError as error:
         raise InputError(
-            "an output directory that can be written", str(error), "choose another --out"
+            "an output directory that can be written", str(error), "free the disk, or choose another --out"
         ) from None
-    write_json(config.out / "metrics.json", [asdict(result) for result in results])
-    (config.out / "table.md").write_text(markdown_table(results))
-    times = results[0].times
-    first = {name: prediction for name, (_, prediction) in zip(names, examples, strict=True)}
+    return results
+
+
+def _save_plots(
+    config: EvaluateConfig, results: Sequence[Evaluation], examples: Sequence[tuple[Tensor, Tensor]]
+) -> None:
+    """Runs that differ in their seed alone are one curve, and one prediction, that of the first."""
+    from monarch_sciml.pde import plots
+    from monarch_sciml.training.plots import same_but_for_seed
+
+    groups = same_but_for_seed(config.runs)
+    first = [group[0] for group in groups]
+    candidates = [[results[i].model for i in first], [results[i].run for i in first]]
+    names = next((n for n in candidates if len({*n}) == len(n)), [str(config.runs[i]) for i in first])
+    seeds = dict(zip(names, groups, strict=True))
+    truth, times = examples[0][0], results[0].times
     if len(results[0].grid) <= 2:
-        plots.save_rollouts(config.out / "rollout.png", examples[0][0], first, times)
-    curves = {name: r.rollout_per_frame for name, r in zip(names, results, strict=True)}
+        predictions = {name: examples[group[0]][1] for name, group in seeds.items()}
+        plots.save_rollouts(config.out / "rollout.png", truth, predictions, times)
+        plots.save_animation(config.out / "rollout.gif", truth, predictions, times)
+    curves = {name: [results[i].rollout_per_frame for i in group] for name, group in seeds.items()}
     plots.save_error_over_time(config.out / "error_over_time.png", curves, times)
     if results[0].true_spectrum is not None:
-        spectra = {name: r.spectrum for name, r in zip(names, results, strict=True) if r.spectrum is not None}
+        spectra = {name: [results[i].spectrum or [] for i in group] for name, group in seeds.items()}
         plots.save_spectra(config.out / "spectrum.png", {"truth": results[0].true_spectrum, **spectra})
-    tables = {name: run / "metrics.csv" for name, run in zip(names, config.runs, strict=True)}
+    tables = {name: [config.runs[i] / "metrics.csv" for i in group] for name, group in seeds.items()}
     plots.save_training_curves(config.out / "training.png", tables)
-    return results
+    for i in first:
+        if results[i].model == "fno-monarch":
+            plots.save_transform(config.out / "transform.png", FramePredictor.from_pretrained(config.runs[i]))
+            break
 
 
 def _subject(pair: tuple[Evaluation, tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
@@ -127,7 +146,7 @@ def evaluate_run(
         raise InputError(
             f"a finished training in {run}", "no exported model", "pass --resume to train it to its end"
         )
-    model = load_model(run / "model")
+    model = FramePredictor.from_pretrained(run)
     saved = read_config(run)
     changes = {} if every is None else {"every": every}
     try:

@@ -17,14 +17,13 @@ import numpy as np
 import scipy.io
 import torch
 
-from monarch_sciml.errors import InputError
+from monarch_sciml.errors import InputError, check_written, decoding
 from monarch_sciml.pde.sources import (
     TIME_NAMES,
     Source,
     Variable,
     axis_letters,
     checked_times,
-    decoding,
     named_source,
     parse_axes,
     pick,
@@ -43,7 +42,8 @@ def open_source(path: Path, key: str | None = None, axes: str | None = None, ini
     Raises:
         InputError: no such file, an unknown or damaged one, or one whose content does not fit.
     """
-    kind = _kind(_existing(path))
+    with decoding(path, "trajectory"):
+        kind = _kind(_existing(path))
     if initial and not kind.startswith("MATLAB"):
         raise InputError("a MATLAB file for initial=True", f"{path.name} ({kind})", "drop initial=True")
     with decoding(path, kind):
@@ -59,6 +59,8 @@ def open_source(path: Path, key: str | None = None, axes: str | None = None, ini
         try:
             matlab = kind == "MATLAB 7.3"
             source = _matlab73(file, key or "u", axes, initial) if matlab else _hdf5(file, key, axes)
+            for variable in source.variables:
+                check_written(path, variable.name, variable.array)
         except BaseException:
             file.close()
             raise
@@ -134,6 +136,8 @@ def _matlab5(path: Path, key: str, axes: str | None, initial: bool) -> Source:
     names = [key, "t", "a"] if initial else [key, "t"]
     content = scipy.io.loadmat(path, variable_names=names)
     arrays = {name: content[name] for name in names if name in content}
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise InputError("full matrices", f"a sparse one in {path.name}", "save full(u)")
     return _matlab(key, arrays, axes, initial, lambda letters: letters, "MATLAB 5")
 
 
@@ -323,7 +327,7 @@ def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     found: list[tuple[str, h5py.Dataset]] = []
 
     def note(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
+        if isinstance(item, h5py.Dataset) and item.shape is not None:  # HDF5 knows arrays without a shape
             found.append((name, item))
 
     file.visititems(note)

@@ -8,12 +8,17 @@ reading one frame or one trajectory touches only its own bytes.
 
 import dataclasses
 import errno
+import fcntl
 import json
+import math
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import h5py
 import numpy as np
@@ -23,6 +28,8 @@ from tqdm import tqdm
 from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.navier_stokes import gaussian_random_field, solve_navier_stokes
+from monarch_sciml.training.distributed import local_device, world
+from monarch_sciml.training.files import whole_file
 
 __all__ = ["LAYOUT", "GenerateConfig", "generate"]
 
@@ -56,16 +63,17 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         steps = self.end_time / self.record_interval if self.record_interval > 0 else 0
-        if steps < 0.5 or abs(steps - round(steps)) > 1e-6:
+        if not math.isfinite(steps) or steps < 0.5 or abs(steps - round(steps)) > 1e-6:
             raise InputError(
                 "an end_time that is a multiple of a positive record_interval",
                 f"end_time={self.end_time}, record_interval={self.record_interval}",
                 "change one of them",
             )
         least = min(self.samples, self.batch, self.resolution)
-        if least < 1 or self.seed < 0 or self.viscosity < 0 or self.grid % self.resolution:
+        numbers = math.isfinite(self.scale) and 0 <= self.viscosity < math.inf
+        if least < 1 or self.seed < 0 or not numbers or self.grid % self.resolution:
             raise InputError(
-                "samples, batch and resolution ≥ 1, seed and viscosity ≥ 0, "
+                "samples, batch and resolution ≥ 1, seed and viscosity ≥ 0, finite numbers "
                 "and a solver_resolution that is a multiple of resolution",
                 ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(self).items()),
                 "correct these settings",
@@ -96,6 +104,11 @@ def generate(
     ``<stem>.json``. A killed run continues where it stopped, with bitwise the same result; a complete file
     of the same configuration is left as it is. Memory holds one batch; one CPU thread does the work.
 
+    Several processes (``torchrun``, ``srun``) share the batches: each leaves those of its own as
+    ``<path>.partial.<first sample>``, and the last one to finish puts them together, for which there has to
+    be room twice. None waits for another: the file is there when all have returned. If one of them failed, a
+    rerun, by any number of processes, does what is missing.
+
     Raises:
         InputError: the path cannot be written, another process is writing it, or a file of another
             configuration is in the way.
@@ -103,17 +116,22 @@ def generate(
     path = Path(path)
     if path.suffix not in (".h5", ".hdf5"):
         raise InputError("a file name ending in .h5 or .hdf5", f"{path.name}", "rename the output")
-    partial = path.with_name(path.name + ".partial")
+    rank, size = world()
+    device = local_device(device) if isinstance(device, str) else device
     try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for part in _parts(path):
+                _check_file(part, config)
+            with _one_thread():
+                if size > 1:
+                    _write_parts(path, config, device, progress and rank == 0)
+                if size == 1 or not _missing(path, config):
+                    _write_file(path, config, device, progress and size == 1)
         if path.exists():
-            with h5py.File(path, "r") as file:
-                _check_config(file, path, config)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_partial(partial, config) as file:
-            _fill(file, config, device, progress)
-        path.with_suffix(".json").write_text(config.to_json() + "\n")
-        os.replace(partial, path)
+            _check_file(path, config)
+            for part in _parts(path):
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"a path that can be read and written, with room for {_bytes(config) / 1e9:.3g} GB",
@@ -127,6 +145,38 @@ def _bytes(config: GenerateConfig) -> int:
     return 4 * config.samples * len(config.times) * config.resolution**2
 
 
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _part(path: Path, start: int) -> Path:
+    """Where a process among several leaves the batch that begins with sample ``start``."""
+    return path.with_name(f"{path.name}.partial.{start:06d}")
+
+
+def _parts(path: Path) -> list[Path]:
+    """Those that are there, whole."""
+    names = re.compile(re.escape(path.name) + r"\.partial\.\d+")
+    return [found for found in path.parent.iterdir() if names.fullmatch(found.name)]
+
+
+def _missing(path: Path, config: GenerateConfig) -> list[int]:
+    """First samples of the batches that nobody has simulated yet."""
+    if path.exists():
+        return []
+    there, finished = {*_parts(path)}, 0
+    if _partial(path).exists():
+        with _partial(path).open("rb") as stream:
+            finished = _finished(stream) or 0
+    starts = range(0, config.samples, config.batch)
+    return [start for start in starts if start >= finished and _part(path, start) not in there]
+
+
+def _check_file(path: Path, config: GenerateConfig) -> None:
+    with h5py.File(path, "r") as file:
+        _check_config(file, path, config)
+
+
 def _check_config(file: h5py.File, path: Path, config: GenerateConfig) -> None:
     found = file.attrs.get("config", "no configuration")
     if found != config.to_json():
@@ -137,79 +187,148 @@ def _check_config(file: h5py.File, path: Path, config: GenerateConfig) -> None:
         )
 
 
-def _open_partial(partial: Path, config: GenerateConfig) -> h5py.File:
-    """Open the unfinished file where it stopped, or a new one if there is none that can be read."""
+# ------------------------------------------------------------------------------- one process, or the last one
+
+
+def _write_file(path: Path, config: GenerateConfig, device: torch.device | str, progress: bool) -> None:
+    """The whole file, of the parts that are there and of batches simulated here."""
     try:
-        file = h5py.File(partial, "r+")
+        with _open_partial(_partial(path), config) as file:
+            _fill(file, path, config, device, progress)
+            with whole_file(path.with_suffix(".json")) as settings:
+                settings.write_text(config.to_json() + "\n")
+            os.replace(_partial(path), path)  # while it is locked
     except BlockingIOError as error:
+        if not _missing(path, config):
+            return  # another of the processes has seen it too, and puts them together
         raise InputError(
-            f"{partial.name} to be free",
+            f"{_partial(path).name} to be free",
             "that another process is writing it",
             "wait for it, or choose another output name",
         ) from error
-    except OSError:  # absent, or cut off while being created
-        return _create(partial, config)
-    if "finished" not in file.attrs:
-        file.close()
-        return _create(partial, config)
+
+
+@contextmanager
+def _open_partial(partial: Path, config: GenerateConfig) -> Iterator[h5py.File]:
+    """The unfinished file where it stopped, or a new one if there is none that can be read.
+
+    HDF5 writes through a Python file, which reports a failing disk; its own writing ends the process there.
+    Raises ``BlockingIOError`` if another process has the file.
+    """
+    with open(partial, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666)) as stream:
+        with _where_there_are_locks():
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not partial.exists() or not os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
+            raise BlockingIOError  # it was finished between opening and locking
+        if _finished(stream) is None:
+            try:
+                _create(stream, partial, config)
+            except OSError:
+                partial.unlink()
+                raise
+        with h5py.File(stream, "r+") as file:
+            _check_config(file, partial, config)
+            yield file
+
+
+@contextmanager
+def _where_there_are_locks() -> Iterator[None]:
+    """Inside, a lock that the file system does not know is done without."""
     try:
-        _check_config(file, partial, config)
-    except InputError:
-        file.close()
+        yield
+    except BlockingIOError:
         raise
-    return file
+    except OSError:
+        pass
 
 
-def _create(partial: Path, config: GenerateConfig) -> h5py.File:
-    partial.unlink(missing_ok=True)
+def _finished(stream: BinaryIO) -> int | None:
+    """How many samples an unfinished file holds; None if it is damaged, or only begun."""
+    try:
+        with h5py.File(stream, "r") as file:
+            return int(cast(int, file.attrs["finished"]))
+    except (OSError, KeyError):
+        return None
+
+
+def _create(stream: BinaryIO, partial: Path, config: GenerateConfig) -> None:
+    """All of the file but its data, and the room for them."""
     free = shutil.disk_usage(partial.parent).free
     if free < _bytes(config):
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free / 1e9:.3g} GB free)")
-    file = h5py.File(partial, "w")
-    file["t"] = np.array(config.times)
     shape = (config.samples, len(config.times), config.resolution, config.resolution)
-    w = file.create_dataset("w", shape, dtype="float32")
-    w[0, 0, 0, 0] = 0  # allocates w: from here on only data and ``finished`` change, in place
-    file.attrs["layout"] = LAYOUT
-    file.attrs["viscosity"] = config.viscosity
-    file.attrs["config"] = config.to_json()
-    file.attrs["version"] = __version__
-    file.flush()
-    if hasattr(os, "posix_fallocate"):  # claim the space now: HDF5 does not survive a disk that fills later
-        with open(partial, "r+b") as raw:
-            os.posix_fallocate(raw.fileno(), 0, partial.stat().st_size)
-    file.attrs["finished"] = 0  # last, as the sign that the rest is there
-    file.flush()
-    return file
+    stream.truncate(0)
+    with h5py.File(stream, "w") as file:
+        file["t"] = np.array(config.times)
+        w = file.create_dataset("w", shape, dtype="float32")
+        w[0, 0, 0, 0] = 0  # allocates w: from here on only data and ``finished`` change, in place
+        file.attrs["layout"] = LAYOUT
+        file.attrs["viscosity"] = config.viscosity
+        file.attrs["config"] = config.to_json()
+        file.attrs["version"] = __version__
+        file.flush()
+        if hasattr(os, "posix_fallocate"):  # claim the space now, not when hours of work are done
+            os.posix_fallocate(stream.fileno(), 0, stream.seek(0, os.SEEK_END))
+        file.attrs["finished"] = 0  # last, as the sign that the rest is there
 
 
-def _fill(file: h5py.File, config: GenerateConfig, device: torch.device | str, progress: bool) -> None:
-    """Simulate the missing batches. Their bounds depend on the index alone, hence so does the result."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # kernels this small lose by being shared out, sixfold on a busy machine
-    try:
-        _fill_on_one_thread(file, config, device, progress)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _fill_on_one_thread(
-    file: h5py.File, config: GenerateConfig, device: torch.device | str, progress: bool
+def _fill(
+    file: h5py.File, path: Path, config: GenerateConfig, device: torch.device | str, progress: bool
 ) -> None:
+    """Write the missing batches. Their bounds depend on the index alone, hence so does the result."""
     w = cast(h5py.Dataset, file["w"])
     finished = cast(int, file.attrs["finished"])
     with tqdm(total=config.samples, initial=finished, unit="trajectory", disable=not progress) as bar:
         for start in range(finished, config.samples, config.batch):
             stop = min(start + config.batch, config.samples)
-            frames = _simulate(config, range(start, stop), device)
-            try:
-                w[start:stop] = frames
-                file.flush()  # the data before the count of them
-                file.attrs.modify("finished", stop)
-                file.flush()
-            except RuntimeError as error:  # as which HDF5 reports a failed write
-                raise OSError(error) from error
+            part = _part(path, start)
+            w[start:stop] = _read(part) if part.exists() else _simulate(config, range(start, stop), device)
+            file.flush()  # the data before the count of them
+            file.attrs.modify("finished", stop)
+            file.flush()
             bar.update(stop - start)
+
+
+# ---------------------------------------------------------------------------------------- among several
+
+
+def _write_parts(path: Path, config: GenerateConfig, device: torch.device | str, progress: bool) -> None:
+    """The batches of this process. They are known by their index, whatever the number of processes."""
+    rank, size = world()
+    room = 2 * _bytes(config) - sum(part.stat().st_size for part in _parts(path))
+    free = shutil.disk_usage(path.parent).free
+    if free < room and not _partial(path).exists():
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({free / 1e9:.3g} GB free)")
+    mine = {*range(0, config.samples, config.batch)[rank::size]}
+    missing = [start for start in _missing(path, config) if start in mine]
+    for start in tqdm(missing, unit="batch", disable=not progress):
+        frames = _simulate(config, range(start, min(start + config.batch, config.samples)), device)
+        with (
+            whole_file(_part(path, start)) as new,
+            new.open("w+b") as stream,
+            h5py.File(stream, "w") as file,
+        ):
+            file["w"] = frames
+            file.attrs["config"] = config.to_json()
+
+
+def _read(part: Path) -> np.ndarray:
+    with h5py.File(part, "r") as file:
+        return cast(h5py.Dataset, file["w"])[()]
+
+
+# --------------------------------------------------------------------------------------------- simulation
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Kernels this small lose by being shared out, sixfold on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _simulate(config: GenerateConfig, samples: range, device: torch.device | str) -> np.ndarray:

@@ -1,31 +1,40 @@
 """Pictures of rollouts, errors and spectra, one file each, in one colour-blind safe style."""
 
-import csv
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import numpy as np
 from torch import Tensor
 
-__all__ = ["save_error_over_time", "save_rollouts", "save_spectra", "save_training_curves"]
+from monarch_sciml.training.files import whole_file
+from monarch_sciml.training.plots import (
+    COLOURS,
+    draw_curves,
+    new_axes,
+    new_figure,
+    save_figure,
+    save_training_curves,
+    save_transform,
+)
 
-# Okabe and Ito's palette, without yellow, which is too light on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
+__all__ = [
+    "save_animation",
+    "save_error_over_time",
+    "save_rollouts",
+    "save_spectra",
+    "save_training_curves",
+    "save_transform",
+]
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
-    axes = figure.subplots()
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+FIELD, ERROR = "RdBu_r", "PuOr_r"
+FRAMES, MILLISECONDS = 24, 250  # of an animation: at most so many, each for so long
+Curve = Sequence[float] | Sequence[Sequence[float]]
 
 
 def save_rollouts(
@@ -38,66 +47,105 @@ def save_rollouts(
     steps = len(truth)
     shown = sorted({0, steps // 3, 2 * steps // 3, steps - 1})
     errors = {name: p - truth for name, p in predictions.items()}
-    top = truth.abs().max().item()
-    worst = max(e.abs().max().item() for e in errors.values())
-    rows: list[tuple[str, Tensor, float, str]] = [("truth", truth, top, "RdBu_r")]
+    top, worst = _limit(truth), _limit(*errors.values())
+    rows: list[tuple[str, Tensor, float, str]] = [("truth", truth, top, FIELD)]
     for name, p in predictions.items():
-        rows += [(name, p, top, "RdBu_r"), (f"error of {name}", errors[name], worst, "PuOr_r")]
+        rows += [(name, p, top, FIELD), (f"error of {name}", errors[name], worst, ERROR)]
 
-    figure = Figure(figsize=(2.1 * len(shown) + 1, 2.0 * len(rows)), layout="constrained")
+    figure = new_figure(2.1 * len(shown) + 1, 2.0 * len(rows) + 0.3)
     panels = figure.subplots(len(rows), len(shown), squeeze=False, sharex=True, sharey=truth.ndim > 2)
     for axes, step in zip(panels[0], shown, strict=True):
         axes.set_title(f"t = {times[step]:g}")
     for line, (label, values, limit, colours) in zip(panels, rows, strict=True):
-        image = None
-        for axes, step in zip(line, shown, strict=True):
-            if values.ndim == 3:
-                # arrays are [x, y]; pictures show x to the right and y upwards
-                extent = (0, 1, 0, 1)
-                image = axes.imshow(
-                    values[step].T.numpy(),
-                    origin="lower",
-                    cmap=colours,
-                    vmin=-limit,
-                    vmax=limit,
-                    extent=extent,
-                )
-                axes.set(xticks=[0, 1], yticks=[0, 1])
-            else:
-                axes.plot(values[step].numpy(), color=COLOURS[0])
-                axes.set_ylim(-1.05 * limit, 1.05 * limit)
+        drawn = [_draw(a, values[step], limit, colours) for a, step in zip(line, shown, strict=True)]
         line[0].set_ylabel(label)
-        if image is not None:
-            figure.colorbar(image, ax=list(line), shrink=0.85)
-    _save(figure, path)
+        if truth.ndim > 2:
+            figure.colorbar(drawn[0], ax=list(line), shrink=0.85)
+    for axes in panels[-1]:
+        axes.set_xlabel("x")
+    save_figure(figure, path)
 
 
-def save_error_over_time(path: Path, curves: Mapping[str, Sequence[float]], times: Sequence[float]) -> None:
-    """Mean relative L2 error of every frame of the rollout."""
-    figure, axes = _axes("Rollout error", "time", "relative L2 error of the frame")
-    for colour, (name, errors) in zip(COLOURS, curves.items(), strict=False):
-        axes.semilogy(times, errors, color=colour, label=name, marker="o", markersize=3)
-    axes.legend(frameon=False)
-    _save(figure, path)
+def save_animation(
+    path: Path, truth: Tensor, predictions: Mapping[str, Tensor], times: Sequence[float]
+) -> None:
+    """The rollout as a GIF of at most 24 frames: truth and predictions above, errors below.
+
+    Shapes as of ``save_rollouts``; the scales are those of the whole rollout, and shared.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    steps = np.unique(np.linspace(0, len(truth) - 1, FRAMES).round().astype(int)).tolist()
+    errors = {name: p - truth for name, p in predictions.items()}
+    top, worst = _limit(truth), _limit(*errors.values())
+    columns = 1 + len(predictions)
+    figure = new_figure(2.1 * columns, 4.4)
+    figure.set_dpi(80)
+    panels = figure.subplots(2, columns, squeeze=False)
+    panels[1][0].axis("off")
+    label = panels[1][0].text(0.5, 0.5, f"t = {times[0]:g}", ha="center", va="center", fontsize=14)
+    parts: list[tuple[Axes, str, Tensor, float, str]] = [(panels[0][0], "truth", truth, top, FIELD)]
+    for i, (name, p) in enumerate(predictions.items(), start=1):
+        parts += [(panels[0][i], name, p, top, FIELD), (panels[1][i], "error", errors[name], worst, ERROR)]
+    artists = []
+    for axes, title, values, limit, colours in parts:
+        axes.set_title(f"{title} (± {limit:.2g})", fontsize=10)
+        artists.append(_draw(axes, values[0], limit, colours))
+        axes.tick_params(labelsize=7)
+    canvas, frames = FigureCanvasAgg(figure), []
+    for step in steps:
+        for artist, (_, _, values, _, _) in zip(artists, parts, strict=True):
+            field = values[step].numpy()
+            artist.set_data(field.T) if field.ndim == 2 else artist.set_ydata(field)
+        label.set_text(f"t = {times[step]:g}")
+        canvas.draw()
+        if figure.get_layout_engine() is not None:
+            figure.set_layout_engine("none")  # once is enough, and it takes most of the time
+        frames.append(Image.fromarray(np.array(canvas.buffer_rgba())[..., :3]).quantize(64))
+    rest = {"append_images": frames[1:], "duration": MILLISECONDS, "loop": 0, "optimize": True}
+    with whole_file(path) as partial:
+        frames[0].save(partial, "GIF", save_all=True, **rest)
 
 
-def save_spectra(path: Path, spectra: Mapping[str, Sequence[float]]) -> None:
-    """Kinetic energy per wavenumber at the last frame; the first curve, the truth, is drawn in black."""
-    figure, axes = _axes("Energy spectrum of the last frame", "wavenumber |k| (cycles per domain)", "E(k)")
-    for i, (name, spectrum) in enumerate(spectra.items()):
-        style = {"color": "black", "linewidth": 2.5, "alpha": 0.6} if i == 0 else {"color": COLOURS[i - 1]}
-        axes.loglog(range(1, len(spectrum)), spectrum[1:], label=name, **style)
-    axes.legend(frameon=False)
-    _save(figure, path)
+def _limit(*fields: Tensor) -> float:
+    """The largest finite magnitude; 1 where there is none."""
+    finite = [f[f.isfinite()].abs() for f in fields]
+    return max((f.amax().item() for f in finite if len(f)), default=1.0) or 1.0
 
 
-def save_training_curves(path: Path, tables: Mapping[str, Path]) -> None:
-    """Held-out rollout error against seconds of training, from the ``metrics.csv`` of each run."""
-    figure, axes = _axes("Training", "seconds of training", "held-out rollout error")
-    for colour, (name, table) in zip(COLOURS, tables.items(), strict=False):
-        with table.open() as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
-        seconds, errors = [float(r["seconds"]) for r in rows], [float(r["rollout"]) for r in rows]
-        axes.semilogy(seconds, errors, color=colour, label=name, marker="o", markersize=3)
-    axes.legend(frameon=False)
-    _save(figure, path)
+def _draw(axes: Axes, field: Tensor, limit: float, colours: str) -> Any:
+    """One field (n,) or (n_x, n_y) over its periodic domain, which is drawn from 0 to 1."""
+    if field.ndim == 1:
+        x = np.arange(len(field)) / len(field)
+        axes.set(xlim=(0, 1), xticks=[0, 1], ylim=(-1.05 * limit, 1.05 * limit))
+        return axes.plot(x, field.numpy(), color=COLOURS[0])[0]
+    axes.set(xticks=[0, 1], yticks=[0, 1])
+    # arrays are [x, y]; pictures show x to the right and y upwards
+    return axes.imshow(
+        field.T.numpy(), origin="lower", cmap=colours, vmin=-limit, vmax=limit, extent=(0, 1, 0, 1)
+    )
+
+
+def save_error_over_time(path: Path, curves: Mapping[str, Curve], times: Sequence[float]) -> None:
+    """Mean relative L2 error of every frame of the rollout.
+
+    A curve is (frames,), or (seeds, frames): then its mean, and a band from the lowest to the highest.
+    """
+    figure, axes = new_axes("Rollout error", "time", "relative L2 error of the frame")
+    axes.set_yscale("log")
+    draw_curves(axes, {name: (np.array(times), np.array(curve)) for name, curve in curves.items()})
+    save_figure(figure, path)
+
+
+def save_spectra(path: Path, spectra: Mapping[str, Curve]) -> None:
+    """Kinetic energy per wavenumber at the last frame; the first curve, the truth, is drawn in black.
+
+    The others may be (seeds, wavenumbers), as in ``save_error_over_time``.
+    """
+    figure, axes = new_axes("Energy spectrum of the last frame", "wavenumber |k| (cycles per domain)", "E(k)")
+    (name, truth), *others = spectra.items()
+    k = np.arange(1, len(truth))
+    axes.loglog(k, np.array(truth)[1:], color="black", linewidth=2.5, alpha=0.6, label=name)
+    draw_curves(axes, {name: (k, np.atleast_2d(np.array(curve))[:, 1:]) for name, curve in others})
+    save_figure(figure, path)

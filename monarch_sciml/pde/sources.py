@@ -3,11 +3,10 @@
 Axes are letters: ``n`` trajectory, ``t`` time, ``c`` channel, ``x``, ``y``, ``z`` space.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ __all__ = [
     "Variable",
     "axis_letters",
     "checked_times",
-    "decoding",
     "named_source",
     "parse_axes",
     "pick",
@@ -88,8 +86,9 @@ class Source:
                     f"{_described(variable)} beside {_described(first)}",
                     "give key= to read one array only",
                 )
-        # a comparison with NaN is false
-        if self.times is not None and not np.all(np.diff(self.times, prepend=-np.inf) > 0):
+        if self.times is not None and not (
+            np.isfinite(self.times).all() and (self.times[1:] > self.times[:-1]).all()
+        ):
             found = np.array2string(self.times, threshold=8, edgeitems=3, precision=6)
             raise InputError("times that increase", found, "repair the times in the file, or leave them out")
 
@@ -106,7 +105,7 @@ class Source:
     @property
     def nbytes(self) -> int:
         """Size of the numbers, uncompressed."""
-        return sum(int(np.prod(v.array.shape)) * v.array.dtype.itemsize for v in self.variables)
+        return sum(math.prod(v.array.shape) * v.array.dtype.itemsize for v in self.variables)
 
     @property
     def scattered(self) -> bool:
@@ -115,9 +114,10 @@ class Source:
 
     @property
     def viscosity(self) -> float | None:
-        """The viscosity, if an attribute of a usual name holds one number."""
+        """The viscosity, if an attribute of a usual name holds one finite number."""
         values = (self.attributes.get(name) for name in VISCOSITY_NAMES)
-        return next((float(value) for value in values if isinstance(value, int | float)), None)
+        numbers = (float(value) for value in values if isinstance(value, int | float))
+        return next((number for number in numbers if math.isfinite(number)), None)
 
     def read(self, samples: range, times: range) -> np.ndarray:
         """The chosen trajectories and times, shape (n, t, c, *grid)."""
@@ -170,7 +170,7 @@ def axis_letters(axes: str | None, array: Any, usual: Mapping[int, str]) -> str:
         orders = ", ".join(" ".join(order) for order in usual.values())
         found = f"shape {tuple(array.shape)}"
         raise InputError(f"axes {orders}", found, 'name the axes there are, such as axes="n t x y c"')
-    return parse_axes(axes or usual[ndim], ndim)
+    return parse_axes(usual[ndim] if axes is None else axes, ndim)
 
 
 def parse_axes(axes: str, ndim: int) -> str:
@@ -227,26 +227,11 @@ def checked_times(arrays: Mapping[str, Any], letters: str, shape: tuple[int, ...
     return None if times is None else times[: shape[letters.index("t")]]
 
 
-@contextmanager
-def decoding(path: Path, what: str) -> Iterator[None]:
-    """Say of any failure inside that the file is damaged: decoders raise all kinds of exceptions."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        size = path.stat().st_size if path.is_file() else 0
-        raise InputError(
-            f"a readable {what} file",
-            f"{path.name} of {size} bytes ({type(error).__name__}: {error})",
-            "it is damaged or incomplete: download or write it again",
-        ) from error
-
-
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """The tensor as an array, without copying where numpy knows its type."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    known = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    return (tensor if known else tensor.float()).numpy()
 
 
 def _inside(chosen: range, start: int, stop: int) -> range:

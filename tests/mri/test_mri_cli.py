@@ -73,14 +73,23 @@ def test_simulate_train_reconstruct_evaluate(data, tmp_path, capsys):
     assert (
         status("simulate --volumes 2 --slices 2 --shape 24 20 --coils 3 4 --out", data) == 0
     )  # there already
-    assert capsys.readouterr() == (f"2 volumes in {data}\n", "")
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out == f"{data}/\n  sim_*.h5 (2 files)  2 volumes of k-space in fastMRI's format\n"
     run, out = tmp_path / "run", tmp_path / "out"
     train = ("train --model modl-monarch --data", data, "--out", run, TINY, COLUMNS)
     assert status(*train) == 0
     printed, err = capsys.readouterr()
     assert err == ""
-    assert [line.split(" ")[0] for line in printed.splitlines()] == ["epoch", "epoch", str(run)]
+    assert [line.split(" ")[0] for line in printed.splitlines()[:2]] == ["epoch", "epoch"]
+    assert all(line.isprintable() for line in printed.splitlines())
+    summary = printed[printed.index("| epoch") :]
+    assert {"nmse", "psnr", "ssim"} <= set(summary.splitlines()[0].split())
+    named = [line.split()[0] for line in summary[summary.index(f"{run}/\n") :].splitlines()[1:]]
+    assert sorted(name.rstrip("/") for name in named) == sorted(path.name for path in run.iterdir())
     assert status(*train, "--resume") == 0
+    assert capsys.readouterr().out.lstrip() == summary
+    assert status(*train, "--resume --quiet") == 0
     assert capsys.readouterr().out == f"{run}\n"
     paths = sorted(data.iterdir())
     assert (
@@ -92,16 +101,20 @@ def test_simulate_train_reconstruct_evaluate(data, tmp_path, capsys):
             "--method modl-monarch --run",
             run,
             COLUMNS,
-            "--png --quiet",
+            "--png",
         )
         == 0
     )
     printed, err = capsys.readouterr()
     assert err == ""
-    assert printed.startswith("| file | method |")
+    assert re.match(r"\| file +\| method +\|", printed)
     assert f"{NOTICE}." in printed
     assert printed.splitlines()[-5:] == [
-        str(out / name) for name in ("png", "report.json", "sim_0000.h5", "sim_0001.h5", "table.md")
+        f"{out}/",
+        "  *.h5 (2 files)  reconstruction (slices, height, width)",
+        "  png/            every slice",
+        "  table.md        the table above",
+        "  report.json     the same for programs",
     ]
     reports = json.loads((out / "report.json").read_text())
     assert [r["file"] for r in reports] == ["sim_0000.h5", "sim_0001.h5"]
@@ -109,7 +122,7 @@ def test_simulate_train_reconstruct_evaluate(data, tmp_path, capsys):
     assert status("evaluate --target", data, "--prediction", out) == 0
     printed, err = capsys.readouterr()
     assert err == ""
-    assert re.search(r"\| all \| 2 \| 4 \|", printed)
+    assert re.search(r"\| all +\| +2 \| +4 \|", printed)
     assert NOTICE in printed
 
 
@@ -150,7 +163,7 @@ def test_maps_are_a_method_or_a_file(data, tmp_path, maps, capsys):
             "another folder than that of the data",
         ),
         ("reconstruct --files {data}/sim_0000.h5 --out {tmp}/out --run {tmp} --method tv", "leave --run out"),
-        ("reconstruct --files {data}/sim_0000.h5 --out {tmp}/out --run {tmp}", "a finished training"),
+        ("reconstruct --files {data}/sim_0000.h5 --out {tmp}/out --run {tmp}", "an exported model in"),
         ("reconstruct --files {data}/sim_0000.h5 --out {tmp}/out --method tv --maps esprit", "nothing at"),
         ("reconstruct --files {data}/sim_0000.h5 --out {tmp}/out --method tv --device cuda", "a CUDA device"),
         ("evaluate --target {tmp}/none --prediction {data}", "a directory of .h5 files"),

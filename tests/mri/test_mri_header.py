@@ -83,9 +83,12 @@ def test_a_prefix_for_the_namespace_changes_nothing():
         (KNEE.replace("<x>640</x>", "<x>many</x>"), "an integer in encodedSpace/matrixSize/x; found 'many'"),
         (
             KNEE.replace("<x>640</x>", "<x>0</x>"),
-            r"positive sizes in encodedSpace/matrixSize; found \(0, 368, 1\)",
+            r"positive sizes in encodedSpace/matrixSize, up to 65535; found \(0, 368, 1\)",
         ),
-        (KNEE.replace(">184<", ">-4<"), "limits ≥ 0 in .*step_1; found center -4 and maximum 367"),
+        (
+            KNEE.replace(">184<", ">-4<"),
+            "limits ≥ 0 in .*step_1, up to 65535; found center -4 and maximum 367",
+        ),
         (KNEE[:300], "an ISMRMRD header in XML; found damaged XML"),
         ("", "damaged XML"),
         (b"\xff\xfe\x00", "damaged XML"),

@@ -13,13 +13,20 @@ from monarch_sciml import LearnedFourier
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri import plots
 from monarch_sciml.mri.plots import save_comparison, save_transform
+from monarch_sciml.training import plots as shared
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, to look into their panels."""
-    figures, save = [], plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    figures, save = [], shared.save_figure
+
+    def remember(figure, path, **options):
+        figures.append(figure)
+        save(figure, path, **options)
+
+    for module in (plots, shared):
+        monkeypatch.setattr(module, "save_figure", remember)
     return figures
 
 
@@ -84,13 +91,17 @@ def test_the_weights_of_a_transform_are_seen(grid, inverse, tmp_path, drawn):
     curves = [axes.lines[1].get_ydata() for axes in drawn[0].axes if len(axes.lines) == 2]
     assert np.allclose(curves[0], 1, atol=1e-5)
     assert np.allclose(curves[1], weights, atol=1e-5)
-    ratio_y, beside_y, ratio_x, beside_x = (
+    ratio_y, change_y, beside_y, ratio_x, change_x, beside_x = (
         p.get_array() for p in pictures(drawn[0]) if p.get_array().ndim == 2
     )
     assert np.allclose(ratio_y, 1, atol=1e-4)
+    assert np.allclose(change_y, 0, atol=1e-4)
     assert np.allclose(beside_y, 0, atol=1e-4)
-    assert np.allclose(ratio_x, weights if inverse else weights[:, None], atol=1e-4)
+    along = weights if inverse else weights[:, None]
+    assert np.allclose(ratio_x, along, atol=1e-4)
+    assert np.allclose(change_x, np.abs(along - 1) * np.ones_like(ratio_x), atol=1e-4)
     assert np.allclose(beside_x, np.diag(np.abs(weights - 1)), atol=1e-4)
+    assert drawn[0].get_supxlabel() == plots.NOTICE
     assert (tmp_path / "t.png").stat().st_size > 10_000
 
 

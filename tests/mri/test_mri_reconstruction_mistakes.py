@@ -13,7 +13,7 @@ from kspace_files import bart, fastmri, noise, npy
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.header import write_header
 from monarch_sciml.mri.masks import MaskConfig
-from monarch_sciml.mri.models import ModelConfig
+from monarch_sciml.mri.models import ModelConfig, SliceReconstructor
 from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct, reconstruct_slice
 
 S, C, H, W = 3, 4, 24, 20
@@ -43,7 +43,7 @@ def good(folder: Path, name: str = "good.h5") -> Path:
 def export(run: Path, kind: str) -> Path:
     """The part of a finished run that is needed to reconstruct."""
     config = ModelConfig(kind, (H, W), cascades=2, channels=2, pools=1)
-    config.save(run / "model", config.build())
+    SliceReconstructor(config.build(), config).save_pretrained(run / "model")
     return run
 
 
@@ -89,7 +89,7 @@ BAD = {
     ),
     "mask of nothing": (
         lambda f: fastmri(f / "bad.h5", K, HEADER, mask=np.zeros(W, bool)),
-        r"a mask that keeps something; found none .*\(slice 0 of bad.h5\)",
+        r"a mask .*that keeps something; found .*zeros only, in bad.h5",
     ),
     "magnitudes": (lambda f: npy(f / "bad.npy", np.abs(K)), "found float32 in bad.npy"),
     "absent": (lambda f: f / "bad.h5", "found nothing at .*bad.h5"),
@@ -188,16 +188,29 @@ def test_an_output_that_cannot_be_written(name, tmp_path):
     )
 
 
+def test_paths_that_are_none(tmp_path):
+    for files, more in (((Path(),), {}), ((good(tmp_path),), {"maps": Path()})):
+        refused(tmp_path, r"a k-space file; found the folder|file names of 1 to 240 bytes", *files, **more)
+    loop = tmp_path / "loop.h5"
+    loop.symlink_to(loop)
+    refused(tmp_path, "a k-space file; found nothing at .*loop.h5", loop)
+
+
+@pytest.mark.parametrize("threads", [0, -(2**63), 5000])
+def test_numbers_of_threads_that_no_machine_has(threads, tmp_path):
+    refused(tmp_path, f"1 to 1024 threads; found {threads}", good(tmp_path), threads=threads)
+
+
 def test_methods_and_runs_that_do_not_belong_together(tmp_path):
     path, run = good(tmp_path), export(tmp_path / "run", "unet")
     refused(tmp_path, "at least one k-space file")
     refused(tmp_path, "a training for the method varnet; found none; pass --run", path, method="varnet")
     refused(tmp_path, "no --run for the method tv; found .*run", path, method="tv", run=run)
     refused(tmp_path, "a varnet in .*found a unet; pass --method unet", path, method="varnet", run=run)
-    refused(tmp_path, "a finished training in .*none", path, method="unet", run=tmp_path / "none")
+    refused(tmp_path, "an exported model in .*none", path, method="unet", run=tmp_path / "none")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "last.ckpt").write_text("interrupted")
-    refused(tmp_path, "a finished training in .*begun", path, method="unet", run=tmp_path / "begun")
+    refused(tmp_path, "an exported model in .*begun", path, method="unet", run=tmp_path / "begun")
 
 
 @pytest.mark.parametrize(
@@ -206,8 +219,8 @@ def test_methods_and_runs_that_do_not_belong_together(tmp_path):
         ("model.safetensors", b"short", "a safetensors file"),
         ("model.safetensors", None, "exported weights .*no such file"),
         ("config.json", b"{", "JSON in .*config.json"),
-        ("config.json", b"[1, 2]", "the settings of an MRI model"),
-        ("config.json", b'{"kind": "unet"}', "the settings of an MRI model .*shape"),
+        ("config.json", b"[1, 2]", "settings of a"),
+        ("config.json", b'{"kind": "unet"}', "the settings of a model .*missing: shape"),
         ("config.json", b'{"kind": "unet", "shape": [24, 20], "channels": 3}', "weights that fit"),
     ],
 )

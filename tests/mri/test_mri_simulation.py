@@ -263,6 +263,15 @@ def test_an_interrupted_run_continues(complete, tmp_path, simulated, monkeypatch
     assert not [*tmp_path.glob("*.partial")]
 
 
+def test_processes_share_the_volumes(complete, tmp_path, simulated, monkeypatch):
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        paths = simulate(tmp_path, CONFIG)
+    assert simulated == [1, 0, 2]
+    assert contents(paths) == contents(complete)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -311,10 +320,9 @@ def test_folders_that_cannot_be_written(tmp_path):
             simulate(folder, CONFIG)
 
 
-@pytest.mark.parametrize("kind", [OSError, RuntimeError])
-def test_a_full_disk_is_said_in_one_line(kind, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
     def full(*_, **__):
-        raise kind("no space left on device")
+        raise OSError("no space left on device")
 
     monkeypatch.setattr(module, "write_volume", full)
     with pytest.raises(InputError, match=r"with room for .*; found no space left on device; free the disk"):
@@ -322,15 +330,23 @@ def test_a_full_disk_is_said_in_one_line(kind, tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_full_disk_is_noticed_before_the_work(tmp_path, simulated):
+    with pytest.raises(InputError, match=r"found .*No space left on device \(.* GB free\); free the disk"):
+        simulate(tmp_path, change(shape=(10**6, 10**6)))
+    assert simulated == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"volumes": 0}, "at least one volume .*; found volumes=0, slices=2"),
-        ({"slices": 0}, "at least one volume of at least one slice; found volumes=3, slices=0"),
+        ({"volumes": 10**15}, "1000000 volumes at most; found volumes=10+, slices=2"),
+        ({"coils": (2**31,)}, r"from 1 to 1024; found coils=\(2147483648,\)"),
+        ({"slices": 0}, "at least one volume of at least one slice, .*; found volumes=3, slices=0"),
         ({"shape": (128, 7)}, r"at least 8 × 8; found shape=\(128, 7\)"),
         ({"shape": (128,)}, r"a shape \(H, W\) of at least 8 × 8; found shape=\(128,\)"),
-        ({"coils": ()}, r"numbers of coils of at least 1; found coils=\(\)"),
-        ({"coils": (4, 0)}, r"numbers of coils of at least 1; found coils=\(4, 0\)"),
+        ({"coils": ()}, r"numbers of coils from 1 to 1024; found coils=\(\)"),
+        ({"coils": (4, 0)}, r"numbers of coils from 1 to 1024; found coils=\(4, 0\)"),
         ({"coils": (1, 4)}, r"or one in all: .*; found coils=\(1, 4\); simulate two sets"),
         ({"phantom": "brain"}, "one of .*shepp-logan.*; found phantom=brain"),
         ({"noise": (0.02, 0.003)}, r"0 < low ≤ high; found noise=\(0.02, 0.003\)"),

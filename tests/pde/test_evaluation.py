@@ -30,6 +30,7 @@ FILES = [
     "error_over_time.png",
     "evaluation.json",
     "metrics.json",
+    "rollout.gif",
     "rollout.png",
     "spectrum.png",
     "table.md",
@@ -139,7 +140,7 @@ def is_a_picture(path: Path) -> bool:
 def test_files(runs, tmp_path):
     results = evaluate(EvaluateConfig(runs=runs, out=tmp_path / "a" / "evaluation"))
     out = tmp_path / "a" / "evaluation"
-    assert sorted(f.name for f in out.iterdir()) == FILES
+    assert sorted(f.name for f in out.iterdir()) == [*FILES, "transform.png"]
     saved = json.loads((out / "metrics.json").read_text())
     assert saved == json.loads(json.dumps([dataclasses.asdict(r) for r in results]))
     assert (out / "table.md").read_text() == markdown_table(results)
@@ -175,12 +176,16 @@ def test_markdown_table(runs):
 
 
 def test_runs_of_one_model_are_told_apart(data, runs, tmp_path, curves):
-    other = trained(tmp_path / "seed1", data, model="fno", every=2, seed=1)
+    """By the names of their folders, or by their paths; repetitions with another seed are one curve."""
+    other = trained(tmp_path / "longer", data, model="fno", every=2, epochs=3)
     evaluate(EvaluateConfig(runs=(runs[0], other), out=tmp_path / "a"))
     same_name = Path(shutil.copytree(other, tmp_path / "b" / "fno"))
     evaluate(EvaluateConfig(runs=(runs[0], same_name), out=tmp_path / "c"))
     evaluate(EvaluateConfig(runs=runs, out=tmp_path / "d"))
-    assert curves == [["fno", "seed1"], [str(runs[0]), str(same_name)], ["fno", "fno-monarch"]]
+    repetition = trained(tmp_path / "seed1", data, model="fno", every=2, seed=1)
+    evaluate(EvaluateConfig(runs=(*runs, repetition), out=tmp_path / "e"))
+    both = ["fno", "fno-monarch"]
+    assert curves == [["fno", "longer"], [str(runs[0]), str(same_name)], both, both]
 
 
 def test_unfinished_run(data, runs, tmp_path, monkeypatch):
@@ -283,8 +288,10 @@ def test_one_dimensional_data(tmp_path, model):
     (result,) = evaluate(EvaluateConfig(runs=(run,), out=tmp_path / "evaluation"))
     assert result.grid == (20,)
     assert result.spectrum is None
+    learned = ["transform.png"] if model == "fno-monarch" else []
     assert sorted(f.name for f in (tmp_path / "evaluation").iterdir()) == [
-        f for f in FILES if "spec" not in f
+        *(f for f in FILES if "spec" not in f),
+        *learned,
     ]
     assert all(is_a_picture(f) for f in (tmp_path / "evaluation").glob("*.png"))
 

@@ -197,13 +197,12 @@ def test_full_disk_is_noticed_before_the_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", [OSError, RuntimeError])
-def test_failing_write_leaves_no_file_under_the_final_name(tmp_path, monkeypatch, kind):
+def test_failing_write_leaves_no_file_under_the_final_name(tmp_path, monkeypatch):
     modify = h5py.AttributeManager.modify
 
     def full(*arguments):
         modify(*arguments)
-        raise kind("file write failed")
+        raise OSError("file write failed")
 
     monkeypatch.setattr(h5py.AttributeManager, "modify", full)
     with pytest.raises(InputError, match=r"found file write failed; free the disk"):
@@ -221,6 +220,9 @@ def test_progress_is_shown(tmp_path, capsys):
     [
         ({"end_time": 2.2}, "expected an end_time that is a multiple"),
         ({"record_interval": 0.0}, "expected an end_time that is a multiple"),
+        ({"end_time": float("inf")}, "expected an end_time that is a multiple"),
+        ({"viscosity": float("nan")}, "finite numbers .*viscosity=nan"),
+        ({"scale": float("inf")}, "finite numbers .*scale=inf"),
         ({"samples": 0}, "samples, batch and resolution ≥ 1"),
         ({"viscosity": -1.0}, "seed and viscosity ≥ 0"),
         ({"solver_resolution": 24}, "solver_resolution that is a multiple of resolution; found .*=24"),
@@ -229,3 +231,112 @@ def test_progress_is_shown(tmp_path, capsys):
 def test_wrong_settings_are_named(changes, match):
     with pytest.raises(InputError, match=match):
         dataclasses.replace(CONFIG, **changes)
+
+
+# ------------------------------------------------------------------------------------------ several processes
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int, path: Path) -> None:
+    """What process ``rank`` of ``size`` does."""
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", str(rank))
+        patch.setenv("WORLD_SIZE", str(size))
+        assert generate(path, CONFIG, progress=False) == path
+
+
+@pytest.fixture
+def solved(monkeypatch) -> list[int]:
+    """First samples of the batches that are simulated during the test."""
+    simulate, starts = module._simulate, []
+
+    def counted(config, samples, device):
+        starts.append(samples.start)
+        return simulate(config, samples, device)
+
+    monkeypatch.setattr(module, "_simulate", counted)
+    return starts
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0, 1), (4, 3, 2, 1, 0)])
+def test_processes_share_the_batches_and_the_last_one_writes_the_file(
+    complete, tmp_path, monkeypatch, solved, order
+):
+    path = tmp_path / "flow.h5"
+    for rank in order:
+        waiting = {*range(0, 5, 2)} - {*solved}
+        assert path.exists() == (not waiting)
+        as_rank(monkeypatch, rank, len(order), path)
+    assert sorted(solved) == [0, 2, 4]
+    assert path.read_bytes() == complete.read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["flow.h5", "flow.json"]
+
+
+def test_what_is_there_is_used_by_any_number_of_processes(complete, tmp_path, monkeypatch, solved):
+    path = tmp_path / "flow.h5"
+    as_rank(monkeypatch, 1, 3, path)  # the others die
+    assert [file.name for file in tmp_path.iterdir()] == ["flow.h5.partial.000002"]
+    as_rank(monkeypatch, 0, 2, path)
+    assert sorted(solved) == [0, 2, 4]
+    assert path.read_bytes() == complete.read_bytes()
+
+
+def test_one_process_continues_what_several_began(complete, tmp_path, monkeypatch, solved):
+    path = tmp_path / "flow.h5"
+    as_rank(monkeypatch, 1, 3, path)
+    generate(path, CONFIG, progress=False)
+    assert solved == [2, 0, 4]
+    assert path.read_bytes() == complete.read_bytes()
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_several_continue_what_one_process_began(complete, tmp_path, monkeypatch, solved):
+    path = tmp_path / "flow.h5"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_read", None)
+        original = module._simulate
+
+        def interrupted(config, samples, device):
+            if samples.start == 2:
+                raise KeyboardInterrupt
+            return original(config, samples, device)
+
+        patch.setattr(module, "_simulate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate(path, CONFIG, progress=False)
+    for rank in range(2):
+        as_rank(monkeypatch, rank, 2, path)
+    assert solved == [0, 4, 2]  # the first batch is in the unfinished file already
+    assert path.read_bytes() == complete.read_bytes()
+
+
+def test_parts_of_another_configuration_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "flow.h5"
+    as_rank(monkeypatch, 1, 3, path)
+    with pytest.raises(InputError, match=r"flow.h5.partial.000002 made with .*0\.001.* found .*0\.01"):
+        generate(path, dataclasses.replace(CONFIG, viscosity=1e-3), progress=False)
+
+
+def test_two_that_finish_at_once_do_not_disturb_each_other(complete, tmp_path, monkeypatch):
+    """Both see all parts: one writes the file, the other finds it locked and returns."""
+    path, fill = tmp_path / "flow.h5", module._fill
+    as_rank(monkeypatch, 1, 2, path)
+
+    def meanwhile(file, *arguments):
+        monkeypatch.setattr(module, "_fill", fill)
+        as_rank(monkeypatch, 1, 2, path)
+        assert not path.exists()
+        fill(file, *arguments)
+
+    monkeypatch.setattr(module, "_fill", meanwhile)
+    as_rank(monkeypatch, 0, 2, path)
+    assert path.read_bytes() == complete.read_bytes()
+
+
+def test_several_processes_need_room_twice(tmp_path, monkeypatch):
+    usage = module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        module.shutil, "disk_usage", lambda _: usage._replace(free=1.5 * module._bytes(CONFIG))
+    )
+    with pytest.raises(InputError, match="free the disk"):
+        as_rank(monkeypatch, 0, 2, tmp_path / "flow.h5")
+    generate(tmp_path / "flow.h5", CONFIG, progress=False)

@@ -1,0 +1,105 @@
+"""One slice of k-space to an image: mask → coil maps → method → magnitude."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from monarch_sciml.errors import InputError
+from monarch_sciml.linalg import FourierTransform
+from monarch_sciml.mri.masks import (
+    Mask,
+    MaskConfig,
+    apply_mask,
+    draw_mask,
+    mask_from_kspace,
+    measured_columns,
+    within,
+)
+from monarch_sciml.mri.metrics import center_crop
+from monarch_sciml.mri.operators import encoding
+from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
+
+__all__ = ["Reconstruct", "Reconstructed", "reconstruct_slice"]
+
+# (masked k-space (C, H, W), pattern, maps) → image (H, W)
+Reconstruct = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """One slice: the image and how well it explains the data."""
+
+    image: Tensor
+    """Magnitude (h, w), real."""
+    mask: Mask
+    """What was used: without columns that nobody measured."""
+    retrospective: bool
+    """Whether the k-space was fully sampled before."""
+    data_consistency: float
+    """‖A x − y‖ / ‖y‖ with the Fourier transform in A, whatever the method used; of the complex image."""
+    target: Tensor | None
+    """Magnitude (h, w) from fully sampled k-space: the file's own target, or root sum of squares."""
+
+
+def reconstruct_slice(
+    kspace: Tensor,
+    method: Reconstruct,
+    *,
+    sampling: MaskConfig | None = None,
+    seed: int | tuple[int, ...] = 0,
+    maps: Tensor | str = "espirit",
+    mask: Mask | None = None,
+    padding: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    target: Tensor | None = None,
+) -> Reconstructed:
+    """Reconstruct one slice of k-space (C, H, W).
+
+    Args:
+        kspace: fully sampled: masked as ``sampling`` says; undersampled: as it is, with the mask given or
+            found from its zeros.
+        method: (masked k-space, pattern, maps) → image (H, W), such as an entry of ``METHODS``.
+        sampling, seed: the mask for fully sampled k-space.
+        maps: (C, H, W), or how to estimate them from the centre of the masked k-space.
+        mask: of k-space that is undersampled, if known.
+        padding: (left, right), the columns that were measured; of fully sampled k-space, those of zeros at
+            the edges are left out in any case.
+        size: to crop the image to.
+        target: to compare with; by default the root sum of squares of fully sampled k-space.
+
+    Raises:
+        InputError: maps, mask and k-space that do not fit together, or no centre to calibrate with.
+    """
+    found = mask_from_kspace(kspace) if mask is None else mask
+    columns = measured_columns(found) if mask is None else None
+    whole = columns is not None
+    shape = (kspace.shape[-2], kspace.shape[-1])
+    if whole and sampling is not None:
+        found = draw_mask(sampling, shape, seed)
+    for edges in (columns, padding):
+        found = within(found, edges or (0, shape[1]))
+    y = apply_mask(kspace, found)
+    if isinstance(maps, str):
+        maps = estimate_maps(y, found.acs, maps)
+    elif maps.shape != kspace.shape:
+        raise InputError(
+            f"coil maps of shape {tuple(kspace.shape)}, as k-space",
+            f"{tuple(maps.shape)}",
+            "pass the maps of this scan, or leave --maps out",
+        )
+    x = method(y, found.pattern, maps)
+    if not torch.isfinite(x).all():
+        raise InputError("a finite image", "NaN or infinity", "check the data, or lower the regularisation")
+    A = encoding(maps, found.pattern)
+    # a method of magnitudes has no phase: it is lent that of the zero-filled image
+    complete = x if x.is_complex() else x * torch.exp(1j * A.H(y).angle())
+    consistency = float((A(complete) - y).norm() / y.norm().clamp_min(1e-30))
+    size = shape if size is None else (min(size[0], shape[0]), min(size[1], shape[1]))
+    if whole and target is None:
+        target = root_sum_of_squares(FourierTransform(tuple(kspace.shape), inverse=True)(kspace))
+        target = center_crop(target, size)
+    if target is not None:
+        size = (target.shape[-2], target.shape[-1])
+    return Reconstructed(center_crop(x.abs(), size), found, whole, consistency, target if whole else None)
