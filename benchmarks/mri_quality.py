@@ -29,7 +29,7 @@ from monarch_sciml.mri.classical import METHODS, density_compensated, sampling_d
 from monarch_sciml.mri.formats import open_kspace
 from monarch_sciml.mri.masks import MaskConfig, draw_mask, volume_seed
 from monarch_sciml.mri.metrics import scores, summarise
-from monarch_sciml.mri.models import count_parameters, learned_transforms, load_model
+from monarch_sciml.mri.models import SliceReconstructor, count_parameters, learned_transforms
 from monarch_sciml.mri.plots import save_comparison, save_transform
 from monarch_sciml.mri.recipe import TrainConfig, train
 from monarch_sciml.mri.reconstruction import reconstruct_slice
@@ -163,7 +163,7 @@ def prepare(question: Question, shape: tuple[int, int]) -> tuple[Reconstruct, di
         return partial(density_compensated, density=d, power=0.75), {}
     if isinstance(question.method, str):
         return METHODS[question.method], {}
-    model, _ = load_model(RUNS / str(question.method) / "model")
+    model = SliceReconstructor.from_pretrained(RUNS / str(question.method))
 
     def network(kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -330,7 +330,7 @@ def pictures(path: Path) -> None:
     target = torch.from_numpy(truth)
     quality = {name: scores(target, image) for name, image in images.items()}
     save_comparison(RESULTS / "mri_quality.png", target, images, scores=quality)
-    model, _ = load_model(RUNS / str(UNROLLED[1]) / "model")
+    model = SliceReconstructor.from_pretrained(RUNS / str(UNROLLED[1]))
     save_transform(RESULTS / "mri_transform.png", learned_transforms(model)[0])
 
 

@@ -30,12 +30,11 @@ from monarch_sciml import pde
 from monarch_sciml.mri import recipe as mri
 from monarch_sciml.mri.masks import MaskConfig, draw_mask, volume_seed
 from monarch_sciml.mri.metrics import scores
-from monarch_sciml.mri.models import load_model as load_mri
+from monarch_sciml.mri.models import SliceReconstructor
 from monarch_sciml.mri.simulation import SimulateConfig, simulate
 from monarch_sciml.nn import LearnedFourier, densify, monarchize, use_learned_transforms
 from monarch_sciml.pde.metrics import relative_l2
-from monarch_sciml.pde.models import count_parameters
-from monarch_sciml.pde.models import load_model as load_pde
+from monarch_sciml.pde.models import FramePredictor, count_parameters
 from monarch_sciml.pde.rollouts import rollout_errors
 from monarch_sciml.training import read_json, write_json
 from monarch_sciml.training.run import environment
@@ -146,7 +145,7 @@ def flow_problem(case: Case):
         resume=True,
         quiet=True,
     )
-    model = load_pde(pde.train(config) / "model")
+    model = FramePredictor.from_pretrained(pde.train(config))
     training, held_out = pde.recipe.split(config)
     windows = pde.Windows(training, 1, 1)
     loader = DataLoader(
@@ -182,7 +181,8 @@ def scan_problem(case: Case):
         quiet=True,
     )
     run = config.out if (config.out / "model").exists() else mri.train(config)
-    model, settings = load_mri(run / "model")
+    trained = SliceReconstructor.from_pretrained(run)
+    model, settings = trained.network, trained.config
     parts = mri.split(config)
     training = mri.Examples(parts[0])
     held_out = mri.Examples(parts[1], len(training))  # keys of their own in the cache of coil maps

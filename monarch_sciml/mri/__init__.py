@@ -5,7 +5,7 @@ from monarch_sciml.mri.datasets import Slice, SliceDataset, split_volumes
 from monarch_sciml.mri.formats import KSpaceFile, open_kspace
 from monarch_sciml.mri.masks import Mask, MaskConfig, apply_mask, draw_mask, mask_from_kspace, volume_seed
 from monarch_sciml.mri.metrics import nmse, psnr, ssim
-from monarch_sciml.mri.models import ModelConfig, MoDL, MSense, VarNet, load_model
+from monarch_sciml.mri.models import ModelConfig, MoDL, MSense, SliceReconstructor, VarNet
 from monarch_sciml.mri.operators import Sampling, Sensitivity, conjugate_gradients, encoding
 from monarch_sciml.mri.recipe import TrainConfig, train
 from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct, reconstruct_slice
@@ -25,6 +25,7 @@ __all__ = [
     "SimulateConfig",
     "Slice",
     "SliceDataset",
+    "SliceReconstructor",
     "TrainConfig",
     "VarNet",
     "apply_mask",
@@ -35,7 +36,6 @@ __all__ = [
     "espirit",
     "estimate_maps",
     "l1_wavelet",
-    "load_model",
     "low_resolution",
     "mask_from_kspace",
     "nmse",

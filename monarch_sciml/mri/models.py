@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -21,7 +20,7 @@ from monarch_sciml.mri.operators import Sensitivity, conjugate_gradients, encodi
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
 from monarch_sciml.nn import LearnedFourier
-from monarch_sciml.training.hub import Pretrained, read_settings, run_around
+from monarch_sciml.training.hub import Pretrained, read_settings
 from monarch_sciml.training.model_card import About, count
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "count_parameters",
     "departures",
     "learned_transforms",
-    "load_model",
 ]
 
 Kind = Literal["unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monarch"]
@@ -275,10 +273,6 @@ class ModelConfig:
             return Refinement(UNet(2, 2, self.channels, self.pools))
         return SpectralRefinement(self.channels, self.modes, self.shape)
 
-    def save(self, path: Path, model: nn.Module) -> Path:
-        """``save_pretrained``, with the figures of the run directory that ``path`` lies in, if it does."""
-        return SliceReconstructor(model, self).save_pretrained(path, run=run_around(path))
-
 
 class SliceReconstructor(Pretrained):
     """A network with its settings: k-space (B, C, H, W), sampled pattern and coil maps → images (B, H, W)."""
@@ -368,12 +362,6 @@ def _training_data(settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict
     kind = settings.get("acquisition")
     name = f"fully sampled k-space{f' ({kind})' if kind else ''}"
     return {"name": f"{name}, {mask}", "training": training, "held out": held_out}
-
-
-def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
-    """The network and the settings of ``SliceReconstructor.from_pretrained`` of a folder."""
-    model = SliceReconstructor.from_pretrained(path)
-    return model.network, model.config
 
 
 def learned_transforms(model: nn.Module) -> list[LearnedFourier]:

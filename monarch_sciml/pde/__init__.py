@@ -10,7 +10,6 @@ from monarch_sciml.pde.models import (
     count_parameters,
     fno,
     fno_monarch,
-    load_model,
 )
 from monarch_sciml.pde.navier_stokes import gaussian_random_field, solve_navier_stokes
 from monarch_sciml.pde.recipe import TrainConfig, train
@@ -31,7 +30,6 @@ __all__ = [
     "fno_monarch",
     "gaussian_random_field",
     "generate",
-    "load_model",
     "relative_l2",
     "rollout",
     "solve_navier_stokes",

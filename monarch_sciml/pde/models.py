@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.nn import MonarchSpectralConv, use_pointwise_products
-from monarch_sciml.training.hub import Pretrained, read_settings, run_around
+from monarch_sciml.training.hub import Pretrained, read_settings
 from monarch_sciml.training.model_card import About, count
 
-__all__ = ["FramePredictor", "ModelConfig", "count_parameters", "fno", "fno_monarch", "load_model"]
+__all__ = ["FramePredictor", "ModelConfig", "count_parameters", "fno", "fno_monarch"]
 
 
 def fno(
@@ -163,10 +163,6 @@ class FramePredictor(Pretrained):
             data=_training_data,
         )
 
-    def save(self, path: Path) -> Path:
-        """``save_pretrained``, with the figures of the run directory that ``path`` lies in, if it does."""
-        return self.save_pretrained(path, run=run_around(path))
-
 
 USAGE = """\
 from monarch_sciml.pde import FramePredictor, rollout
@@ -187,8 +183,3 @@ def _training_data(settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict
 
 def _drop_metadata(module: nn.Module, state: dict[str, Any], prefix: str, local: Any) -> None:
     state.pop("_metadata", None)
-
-
-def load_model(path: Path) -> FramePredictor:
-    """``FramePredictor.from_pretrained`` of a folder."""
-    return FramePredictor.from_pretrained(path)

@@ -43,9 +43,11 @@ def save_model(folder: Path, model: nn.Module, config: Mapping[str, Any], card: 
 def load_weights(folder: Path, model: nn.Module) -> nn.Module:
     """Load ``folder/model.safetensors`` into a model built from ``folder/config.json``.
 
-    Raises ``InputError`` when the file is missing, damaged, or does not fit the model.
+    Raises ``InputError`` when the file is missing, damaged, not finite, or does not fit the model.
     """
     file = folder / WEIGHTS
+    if file.exists() and not file.is_file():
+        raise InputError(f"exported weights {file}", "no regular file", "check the path")
     try:
         weights = load_file(file)
     except FileNotFoundError:
@@ -54,6 +56,8 @@ def load_weights(folder: Path, model: nn.Module) -> nn.Module:
         ) from None
     except (OSError, SafetensorError) as error:
         raise InputError(f"a safetensors file {file}", str(error), "copy the file again") from None
+    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise InputError(f"finite weights in {file}", f"NaN or infinity in {bad[0]}", "copy the file again")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
+import textwrap
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
@@ -23,11 +24,13 @@ from monarch_sciml.training.export import CARD, CONFIG, WEIGHTS, load_weights, s
 from monarch_sciml.training.model_card import About, model_card
 from monarch_sciml.training.run import read_json
 
-__all__ = ["Pretrained", "find_model", "read_settings", "run_around"]
+__all__ = ["Pretrained", "find_model", "read_settings"]
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 # beside the settings in config.json: which class reads it, and what wrote it
 CLASS, VERSION = "architecture", "monarch_sciml_version"
+# of what is built one by one
+DEEPEST = {"layers": 1000, "cascades": 1000, "pools": 10}
 T = TypeVar("T")
 
 
@@ -102,6 +105,8 @@ class Pretrained(nn.Module):
             remedy = "load it with that class, or check the path"
             raise InputError(f"a {cls.__name__} in {folder}", f"a {written_by}", remedy)
         try:
+            with torch.device("meta"):  # without memory: settings may ask for any
+                _check_size(cls.from_config(content).trained, folder)
             with torch.random.fork_rng(devices=[]):  # building draws weights that are replaced at once
                 model = cls.from_config(content)
         except InputError as error:
@@ -190,10 +195,14 @@ def find_model(source: str | Path, *, revision: str | None = None) -> Path:
         raise InputError(expected, f"no folder, and {_first_line(error)}", remedy) from error
 
 
-def run_around(folder: Path) -> Path | None:
-    """The run directory whose ``model/`` a folder is, if it is one."""
-    run = folder.parent
-    return run if folder.name == "model" and (run / "metrics.csv").is_file() else None
+def _check_size(model: nn.Module, folder: Path) -> None:
+    """Refuse settings that ask for more than the weights beside them hold."""
+    tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
+    file, needed = folder / WEIGHTS, sum(value.numel() * value.element_size() for value in tensors)
+    found = file.stat().st_size if file.is_file() else None
+    if found is not None and found < needed:
+        expected = f"a safetensors file with weights that fit the configuration in {folder}"
+        raise InputError(expected, f"{found:,} of {needed:,} bytes", "keep the two files together")
 
 
 def _hub() -> Any:
@@ -210,9 +219,9 @@ def _first_line(error: Exception) -> str:
 
 
 def read_settings(kind: type[T], content: Mapping[str, Any]) -> T:
-    """A dataclass of numbers, words and sizes out of JSON; whole numbers are at least 1.
+    """A dataclass of numbers, words and sizes out of JSON; whole numbers are 1 to 65536.
 
-    Raises ``InputError`` for a setting that is missing, unknown, or of another type.
+    Raises ``InputError`` for a setting that is missing, unknown, of another type, or takes for ever to build.
     """
     types = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -223,12 +232,18 @@ def read_settings(kind: type[T], content: Mapping[str, Any]) -> T:
         raise InputError(f"the settings of a model ({', '.join(fields)})", found, "check the path")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
     for name, value in values.items():
+        if name in DEEPEST and isinstance(value, int) and value > DEEPEST[name]:
+            raise InputError(f"{name} up to {DEEPEST[name]}", _short(value), "check the settings")
         if not _fits(value, types[name]):
             expected = f"{name} of the type {types[name]}".replace("typing.", "").replace(
                 "<class 'int'>", "int"
             )
-            raise InputError(expected, repr(content[name]), "check the settings")
+            raise InputError(expected, _short(content[name]), "check the settings")
     return kind(**values)
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 60)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -240,4 +255,4 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and len(value) == wanted and all(_fits(v, inner[0]) for v in value)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
-    return type(value) is kind and (kind is not int or value >= 1)
+    return type(value) is kind and (kind is not int or 1 <= value <= 65536)

@@ -33,11 +33,11 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON; raises ``InputError`` when the file is missing or damaged."""
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise InputError(f"a file {path.name}", f"none in {path.parent}", "check the run directory")
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"a file {path.name}", f"none in {path.parent}", "check the run directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of text, numbers, nesting
         raise InputError(f"JSON in {path}", f"{error}", "restore the file or train anew") from None
 
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-CASES: dict[str, int] = {}
-
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
@@ -15,10 +13,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     before = getattr(inner, "ran", 0)
     yield
     if inner is not None:
-        CASES[item.nodeid] = inner.ran - before
-        assert CASES[item.nodeid] >= inner.wanted, f"only {CASES[item.nodeid]} cases of {inner.wanted}"
+        ran = inner.ran - before
+        item.user_properties.append(("fuzz cases", ran))  # which also a worker process reports
+        assert ran >= inner.wanted, f"only {ran} cases of {inner.wanted}"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The number of cases that were run."""
-    terminalreporter.write_line(f"{sum(CASES.values())} fuzz cases in {len(CASES)} tests")
+    passed = [report for report in terminalreporter.stats.get("passed", ()) if report.when == "call"]
+    counts = [count for report in passed for name, count in report.user_properties if name == "fuzz cases"]
+    if counts:
+        terminalreporter.write_line(f"{sum(counts)} fuzz cases in {len(counts)} tests")

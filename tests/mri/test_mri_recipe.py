@@ -16,7 +16,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.mri import recipe
 from monarch_sciml.mri.classical import sampling_density
 from monarch_sciml.mri.masks import MaskConfig, draw_mask
-from monarch_sciml.mri.models import KINDS, LearnedMaps, ModelConfig, MSense, departures, load_model
+from monarch_sciml.mri.models import KINDS, LearnedMaps, ModelConfig, MSense, SliceReconstructor, departures
 from monarch_sciml.mri.recipe import Example, TrainConfig, split, train
 from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct
 from monarch_sciml.mri.sensitivity import estimate_maps
@@ -87,7 +87,7 @@ def test_what_is_trained_reconstructs_with_the_scores_of_the_table(data, tmp_pat
         assert getattr(report, name) == pytest.approx(float(rows[-1][name]), rel=1e-4)
     learned = kind == "msense" or kind.endswith("-monarch")
     assert (report.departure is not None) == (report.nonunitarity is not None) == learned
-    assert load_model(run / "model")[1].shape == (21, 26)  # of the first volume
+    assert SliceReconstructor.from_pretrained(run).config.shape == (21, 26)  # of the first volume
 
 
 @pytest.mark.parametrize("maps", ["espirit", "learned"])
@@ -189,7 +189,11 @@ def test_training_learns(data, tmp_path):
 
 def test_penalty_keeps_the_transforms_at_the_fft(data, tmp_path):
     far, near = (
-        departures(load_model(train(config(data, tmp_path / f"{p}", model="msense", penalty=p)) / "model")[0])
+        departures(
+            SliceReconstructor.from_pretrained(
+                train(config(data, tmp_path / f"{p}", model="msense", penalty=p))
+            )
+        )
         for p in (0.0, 1e3)
     )
     assert far.item() > 1e-6
@@ -204,7 +208,7 @@ def test_msense_starts_as_density_compensation(data, tmp_path, sampling, maps):
     """The density of the masks that training draws, on the grid of the transform."""
     settings = {"model": "msense", "sampling": sampling, "maps": maps, "shape": (24, 20)}
     run = train(config(data, tmp_path / "run", epochs=1, **settings))
-    (model,) = [m for m in load_model(run / "model")[0].modules() if isinstance(m, MSense)]
+    (model,) = [m for m in SliceReconstructor.from_pretrained(run).modules() if isinstance(m, MSense)]
     masks = torch.stack([draw_mask(sampling, (24, 20), seed).pattern for seed in range(32)])
     expected = sampling_density(masks, smoothing=2.0).pow(-0.75).float()
     assert torch.allclose(model.weights, expected.expand(24, 20))
@@ -215,7 +219,7 @@ def test_few_slices_leave_msense_near_its_start(data, tmp_path):
     """By default; the other models are free."""
     for model in ("msense", "varnet-monarch"):
         runs = [train(config(data, tmp_path / f"{model} {p}", model=model, penalty=p)) for p in (None, 0.0)]
-        near, free = (departures(load_model(run / "model")[0]) for run in runs)
+        near, free = (departures(SliceReconstructor.from_pretrained(run)) for run in runs)
         assert near < free if model == "msense" else near == free
 
 
@@ -240,7 +244,8 @@ def test_maps_are_estimated_once_and_kept_up_to_a_limit(monkeypatch):
 @pytest.mark.parametrize("maps", ["espirit", "low-resolution", "learned"])
 def test_maps(data, tmp_path, maps):
     run = train(config(data, tmp_path / "run", maps=maps, epochs=1, n_train=1))
-    model, settings = load_model(run / "model")
+    trained = SliceReconstructor.from_pretrained(run)
+    model, settings = trained.network, trained.config
     assert settings.maps == maps
     assert isinstance(model, LearnedMaps) == (maps == "learned")
     if maps == "learned":

@@ -19,7 +19,7 @@ from monarch_sciml.pde import plots
 from monarch_sciml.pde.datasets import TrajectoryDataset
 from monarch_sciml.pde.evaluation import EvaluateConfig, Evaluation, evaluate, evaluate_run, markdown_table
 from monarch_sciml.pde.metrics import energy_spectrum
-from monarch_sciml.pde.models import count_parameters, load_model
+from monarch_sciml.pde.models import FramePredictor, count_parameters
 from monarch_sciml.pde.recipe import TrainConfig, train
 from monarch_sciml.pde.rollouts import rollout
 
@@ -68,7 +68,7 @@ def curves(monkeypatch) -> list[list[str]]:
 
 def expected_errors(run: Path, w: torch.Tensor) -> dict[str, np.ndarray]:
     """Of trajectories (N, T, x, y), frame by frame, without the package's own error functions."""
-    model = load_model(run / "model")
+    model = FramePredictor.from_pretrained(run)
     w = w[:, :, None]
     with torch.no_grad():
         prediction = rollout(model, w[:, :1], w.shape[1] - 1).numpy()
@@ -109,7 +109,7 @@ def test_numbers_on_held_out_trajectories(runs):
         assert_numbers(result, run, w)
         assert torch.equal(truth, w[0, 1:])
         np.testing.assert_allclose(prediction, expected_errors(run, w)["prediction"][0], atol=1e-5)
-        assert result.parameters == count_parameters(load_model(run / "model"))
+        assert result.parameters == count_parameters(FramePredictor.from_pretrained(run))
         assert (result.run, result.model, result.protocol, result.seed) == (run.name, run.name, "B", 0)
         assert result.times == [1, 2, 3, 4, 5]
         last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
@@ -303,7 +303,7 @@ def test_full_rollout_protocol(tmp_path, curves):
     assert result.times == [10, 11, 12]
     assert len(result.one_step_per_frame) == 3
     w = TrajectoryDataset(data, samples=slice(5, 8))
-    model = load_model(run / "model")
+    model = FramePredictor.from_pretrained(run)
     with torch.no_grad():
         first = model(torch.stack([w[i][:10] for i in range(3)]))
     truth = torch.stack([w[i][10] for i in range(3)])
@@ -323,10 +323,10 @@ def test_single_trajectory_has_no_standard_error(data, tmp_path, curves):
 def test_diverging_model_is_evaluated_all_the_same(runs, tmp_path):
     """A rollout that overflows is a result, not a crash."""
     run = Path(shutil.copytree(runs[0], tmp_path / "run"))
-    model = load_model(run / "model")
+    model = FramePredictor.from_pretrained(run)
     last = [m for m in model.modules() if isinstance(m, nn.Conv1d)][-1]
     nn.init.constant_(last.bias, 1e30)  # type: ignore[arg-type]
-    model.save(run / "model")
+    model.save_pretrained(run / "model")
     (result,) = evaluate(EvaluateConfig(runs=(run,), out=tmp_path / "evaluation"))
     assert not math.isfinite(result.rollout)
     assert len(list((tmp_path / "evaluation").glob("*.png"))) == 4

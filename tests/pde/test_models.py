@@ -17,7 +17,6 @@ from monarch_sciml.pde.models import (
     count_parameters,
     fno,
     fno_monarch,
-    load_model,
 )
 
 SMALL = ModelConfig("fno-monarch", grid=(12, 10), channels=2, n_in=3, modes=4, width=4, layers=2, scale=2.5)
@@ -214,7 +213,7 @@ def test_an_export_without_card_and_architecture_loads(exported):
     assert content.pop("monarch_sciml_version")
     file.write_text(json.dumps(content))
     (path / "README.md").unlink()
-    assert load_model(path).config == model.config
+    assert FramePredictor.from_pretrained(path).config == model.config
 
 
 def test_no_model_there(tmp_path):

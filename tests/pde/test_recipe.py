@@ -14,7 +14,7 @@ from monarch_sciml import MonarchSpectralConv
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde import recipe
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
-from monarch_sciml.pde.models import load_model
+from monarch_sciml.pde.models import FramePredictor
 from monarch_sciml.pde.recipe import TrainConfig, split, train
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
 from monarch_sciml.training.batches import Draw, seeded_generator
@@ -42,7 +42,7 @@ def finished(data, tmp_path_factory) -> TrainConfig:
 
 def test_last_row_of_the_table_is_the_error_of_the_exported_model(finished):
     held_out = torch.stack([*split(finished)[1]])
-    model = load_model(finished.out / "model")
+    model = FramePredictor.from_pretrained(finished.out)
     with torch.no_grad():
         _, _, block = rollout_errors(model, held_out, 1)
         one_step = one_step_errors(model, held_out, 1)
@@ -55,7 +55,7 @@ def test_last_row_of_the_table_is_the_error_of_the_exported_model(finished):
 
 
 def test_scale_is_the_standard_deviation_of_the_training_data(finished):
-    scale = load_model(finished.out / "model").config.scale
+    scale = FramePredictor.from_pretrained(finished.out).config.scale
     assert scale == pytest.approx(waves()[:6].astype(np.float64).std(), rel=1e-9)
 
 
