@@ -7,7 +7,7 @@ MASK = --mask poisson --accelerations 4 --center-fractions 0.12
 THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo demo-mri test quality quality-mri bench transformers gpu-suite docs wheel clean
+.PHONY: install demo demo-mri test faults quality quality-mri bench transformers gpu-suite docs wheel clean
 
 install: .venv/installed
 
@@ -20,7 +20,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
 	touch $@
 
-# Navier–Stokes at ν = 1e-3: generate, train both models alike, one table, four pictures
+# Navier–Stokes at ν = 1e-3: generate, train both models alike, one table, pictures, an animation
 demo: .venv/installed
 	$(BIN)/monarch-sciml pde generate --out data/demo_ns_V1e-3.h5 --samples 140 --end-time 21
 	for model in fno fno-monarch; do \
@@ -69,6 +69,10 @@ transformers: .venv/installed-dev
 # tests and timings of a CUDA device; at most eight minutes
 gpu-suite: .venv/installed-dev
 	$(BIN)/python benchmarks/gpu_suite.py
+
+# kill generate, train and reconstruct at random moments, 35 times, and compare with what was not killed
+faults: .venv/installed
+	$(BIN)/python benchmarks/faults.py
 
 # the documentation site in site/; its warnings are errors
 docs: .venv/installed-dev

@@ -111,6 +111,7 @@ def test_every_page_can_be_reached():
     listed = set(re.findall(r"[-:] ([\w/-]+\.md)$", navigation, re.MULTILINE))
     written = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
     written |= {str(card.relative_to(ROOT)) for card in ROOT.glob("data/*.md")}
+    written |= {f"notebooks/{book.stem}.md" for book in ROOT.glob("notebooks/*.ipynb")}
     assert listed == written | {"contributing.md", "changelog.md", "security.md"}
 
 

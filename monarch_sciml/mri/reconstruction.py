@@ -89,7 +89,7 @@ class ReconstructConfig:
     threads: int | None = None
     """CPU threads; torch decides by default."""
     quiet: bool = False
-    """No progress bar."""
+    """No progress bar, no list of files."""
 
     def __post_init__(self) -> None:
         if not self.files:

@@ -97,7 +97,7 @@ def test_masks_from_kspace_that_is_not_sampled_everywhere_else() -> None:
 
 
 def test_kspace_without_a_mask() -> None:
-    with pytest.raises(InputError, match=r"complex k-space .*found float32 of shape \(2, 3, 4, 2\)"):
+    with pytest.raises(InputError, match=r"complex k-space .*found torch.float32 of shape \(2, 3, 4, 2\)"):
         mask_from_kspace(torch.zeros(2, 3, 4, 2))
     with pytest.raises(InputError, match="k-space with samples; found zeros only"):
         mask_from_kspace(kspace(2, 3, 4) * 0)

@@ -159,10 +159,12 @@ def test_targets_without_content() -> None:
     with pytest.raises(InputError, match="a target with values other than 0; found zeros only"):
         nmse(zero, one)
     for metric in (psnr, ssim, per_slice):
-        with pytest.raises(InputError, match="a positive data range; found the maximum of the target is 0"):
+        with pytest.raises(
+            InputError, match=r"a positive data range, .*; found the maximum of the target is 0"
+        ):
             metric(zero, one)
         for wrong in (0, -1, math.nan, math.inf):
-            with pytest.raises(InputError, match="a positive data range; found data_range is"):
+            with pytest.raises(InputError, match=r"a positive data range, .*; found data_range is"):
                 metric(one, one, wrong)
 
 

@@ -188,14 +188,9 @@ def test_training_learns(data, tmp_path):
 
 
 def test_penalty_keeps_the_transforms_at_the_fft(data, tmp_path):
-    far, near = (
-        departures(
-            SliceReconstructor.from_pretrained(
-                train(config(data, tmp_path / f"{p}", model="msense", penalty=p))
-            )
-        )
-        for p in (0.0, 1e3)
-    )
+    settings = {"model": "msense"}
+    runs = [train(config(data, tmp_path / f"{p}", penalty=p, **settings)) for p in (0.0, 1e3)]
+    far, near = (departures(SliceReconstructor.from_pretrained(run)) for run in runs)
     assert far.item() > 1e-6
     assert near.item() < 0.5 * far.item()
 

@@ -23,7 +23,7 @@ class Stop(Exception):
     pass
 
 
-def stop(*_: object) -> None:
+def stop(*_: object, **__: object) -> None:
     raise Stop
 
 
@@ -99,7 +99,7 @@ def test_death_between_the_last_checkpoint_and_the_export(data, tmp_path, monkey
     train(config)
     parts = dataclasses.replace(config, out=tmp_path / "parts", resume=True)
     with monkeypatch.context() as patch:
-        patch.setattr(FramePredictor, "save", stop)
+        patch.setattr(FramePredictor, "save_pretrained", stop)
         with pytest.raises(Stop):
             train(parts)
     assert not (parts.out / "model").exists()
