@@ -1,11 +1,12 @@
 """Ways to damage files, as strategies, and things that are no files at all."""
 
 import os
+import struct
 from pathlib import Path
 
 from hypothesis import strategies as st
 
-__all__ = ["DAMAGE", "PLACES", "place"]
+__all__ = ["DAMAGE", "PLACES", "loops_in_hdf5", "place"]
 
 DAMAGE = {
     "kind": st.sampled_from(["flip", "overwrite", "insert", "remove", "zero", "repeat", "cut"]),
@@ -59,3 +60,22 @@ def place(folder: Path, kind: str, suffix: str) -> Path:
         "current": "",
     }
     return Path(others.get(kind, path))
+
+
+def loops_in_hdf5(content: bytes) -> bool:
+    """Whether HDF5 2.0 itself would never return, whoever calls it: a heap of texts that does not advance.
+
+    Its objects are (index, count, reserved, size); number 0, the free space, has no header of its own.
+    """
+    start = content.find(b"GCOL")
+    while start >= 0:
+        (size,) = struct.unpack_from("<Q", content.ljust(start + 16, b"\0"), start + 8)
+        at, end = start + 16, min(start + size, len(content))
+        while at + 16 <= end:
+            index, _, _, length = struct.unpack_from("<HHIQ", content, at)
+            step = (length if index == 0 else 16 + (length + 7) // 8 * 8) % 2**64
+            if step == 0 or step >= 2**63:
+                return True
+            at += step
+        start = content.find(b"GCOL", start + 4)
+    return False

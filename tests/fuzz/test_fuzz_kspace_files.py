@@ -6,7 +6,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from files import DAMAGE, PLACES, place
+from files import DAMAGE, PLACES, loops_in_hdf5, place
+from hypothesis import assume
 from hypothesis import strategies as st
 from mri import kspace_files
 from mri.kspace_files import HEADER, TARGET, C, H, S, W
@@ -72,7 +73,9 @@ def test_damaged_files(
         for other in (".hdr", ".cfl"):
             (tmp_path / f"a{other}").write_bytes(original.with_suffix(other).read_bytes())
     path = tmp_path / name
-    path.write_bytes(damage(original.read_bytes(), kind, at, count, fill))
+    content = damage(original.read_bytes(), kind, at, count, fill)
+    assume(not loops_in_hdf5(content))
+    path.write_bytes(content)
     found = answer(read, path)
     if not isinstance(found, InputError):
         assert all(y.ndim == 3 for y in found)
