@@ -38,7 +38,7 @@ from monarch_sciml.mri.models import (
     learned_transforms,
 )
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
-from monarch_sciml.training import check_device, check_run, create_run, is_finished
+from monarch_sciml.training import check_device, check_run, create_run, enough_memory, is_finished
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
@@ -48,6 +48,8 @@ LEAST = dict.fromkeys(("seed", "penalty", "transform_rate", "checkpoint_minutes"
     ("cascades", "channels", "pools", "modes", "epochs", "batch", "n_train", "n_test", "devices", "threads"),
     1,
 )
+MOST = dict.fromkeys(("cascades", "channels", "modes"), 65536) | {"pools": 10, "threads": 1024}
+MOST |= dict.fromkeys(("learning_rate", "transform_rate", "penalty"), 10**6)
 POISSON_DISCS = 32  # different ones in training: each takes a while to draw
 PRIOR = 400  # of mSENSE: how many slices its start counts for
 CACHED_BYTES = 2 << 30
@@ -120,6 +122,11 @@ class TrainConfig:
             if value is not None and not value >= least:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{name} of at least {least}", str(value), f"raise {option}")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{name} of at most {most}", str(value), f"lower {option}")
         if self.seed >= 2**32:
             raise InputError("a seed below 2**32", str(self.seed), "lower --seed")
         if not self.learning_rate > 0:
@@ -248,7 +255,8 @@ def _prepare(config: TrainConfig) -> tuple[ModelConfig, nn.Module, MapCache, Sli
         modes=config.modes,
         maps=config.maps,
     )
-    model = settings.build()
+    with enough_memory("lower --channels, --pools, --modes or --cascades"):
+        model = settings.build()
     maps = MapCache("espirit" if config.maps == "espirit" else "low-resolution")
     _check(config, training, held_out)
     for module in model.modules():

@@ -34,6 +34,8 @@ from monarch_sciml.training.files import whole_file
 __all__ = ["LAYOUT", "GenerateConfig", "generate"]
 
 LAYOUT = "monarch_sciml trajectories 1"
+LARGEST = 65536  # points per side
+LONGEST = 10**7  # frames
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         steps = self.end_time / self.record_interval if self.record_interval > 0 else 0
-        if not math.isfinite(steps) or steps < 0.5 or abs(steps - round(steps)) > 1e-6:
+        if not math.isfinite(steps) or not 0.5 < steps < LONGEST or abs(steps - round(steps)) > 1e-6:
             raise InputError(
                 "an end_time that is a multiple of a positive record_interval",
                 f"end_time={self.end_time}, record_interval={self.record_interval}",
@@ -71,10 +73,11 @@ class GenerateConfig:
             )
         least = min(self.samples, self.batch, self.resolution)
         numbers = math.isfinite(self.scale) and 0 <= self.viscosity < math.inf
-        if least < 1 or self.seed < 0 or not numbers or self.grid % self.resolution:
+        grids = least >= 1 and self.grid <= LARGEST and self.grid % self.resolution == 0
+        if not grids or self.seed < 0 or not numbers:
             raise InputError(
                 "samples, batch and resolution ≥ 1, seed and viscosity ≥ 0, finite numbers "
-                "and a solver_resolution that is a multiple of resolution",
+                f"and a solver_resolution of at most {LARGEST} that is a multiple of resolution",
                 ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(self).items()),
                 "correct these settings",
             )
@@ -115,7 +118,7 @@ def generate(
     """
     path = Path(path)
     if path.suffix not in (".h5", ".hdf5"):
-        raise InputError("a file name ending in .h5 or .hdf5", f"{path.name}", "rename the output")
+        raise InputError("a file name ending in .h5 or .hdf5", repr(path.name), "rename the output")
     rank, size = world()
     device = local_device(device) if isinstance(device, str) else device
     try:

@@ -15,15 +15,17 @@ from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_sp
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, ModelConfig
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
-from monarch_sciml.training import check_device, check_run, create_run, is_finished
+from monarch_sciml.training import check_device, check_run, create_run, enough_memory, is_finished
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
 __all__ = ["TrainConfig", "split", "train"]
 
 LEAST = dict.fromkeys(("seed", "first_frame", "noise", "transform_rate", "checkpoint_minutes"), 0)
-LEAST |= dict.fromkeys(("modes", "width", "layers", "n_train", "n_test", "frames", "every"), 1)
+LEAST |= dict.fromkeys(("modes", "layers", "n_train", "n_test", "frames", "every"), 1) | {"width": 2}
 LEAST |= dict.fromkeys(("epochs", "batch", "devices", "threads"), 1)
+MOST = dict.fromkeys(("modes", "width", "layers"), 65536) | {"threads": 1024}
+MOST |= dict.fromkeys(("learning_rate", "transform_rate", "noise"), 10**6)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class TrainConfig:
             if value is not None and not value >= least:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{name} of at least {least}", str(value), f"raise {option}")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{name} of at most {most}", str(value), f"lower {option}")
         if self.seed >= 2**32:
             raise InputError("a seed below 2**32", str(self.seed), "lower --seed")
         if self.learning_rate is not None and not self.learning_rate > 0:
@@ -164,7 +171,7 @@ def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, Tr
     training, held_out = split(config)
     scale = _standard_deviation(training)
     torch.manual_seed(config.seed)
-    predictor = ModelConfig(
+    settings = ModelConfig(
         kind=config.model,
         grid=training.grid,
         channels=training.channels,
@@ -174,7 +181,9 @@ def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, Tr
         layers=config.layers,
         scale=scale,
         residual=config.residual,
-    ).build()
+    )
+    with enough_memory("lower --width, --modes or --layers"):
+        predictor = settings.build()
     return predictor, training, held_out
 
 

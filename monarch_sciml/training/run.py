@@ -4,10 +4,11 @@
 when the training is complete).
 """
 
+import contextlib
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.training.distributed import together, world
 from monarch_sciml.training.files import whole_file
 
-__all__ = ["check_device", "check_run", "create_run", "is_finished", "read_config", "read_json", "write_json"]
+__all__ = [
+    "check_device",
+    "check_run",
+    "create_run",
+    "enough_memory",
+    "is_finished",
+    "read_config",
+    "read_json",
+    "write_json",
+]
 
 # how and where to run, not what: these may differ when a run is resumed
 NOT_COMPARED = {"out", "data", "resume", "device", "devices", "threads", "quiet", "checkpoint_minutes"}
@@ -110,6 +120,17 @@ def check_device(device: str) -> None:
     """Raises ``InputError`` for "cuda" on a machine without."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("a CUDA device", "none that torch can use", "pass --device cpu")
+
+
+@contextlib.contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Raises ``InputError`` where torch finds no room for a tensor."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "memory" not in str(error) and "overflow" not in str(error):
+            raise
+        raise InputError("enough memory for the model", str(error).partition("\n")[0], remedy) from None
 
 
 def is_finished(out: Path) -> bool:

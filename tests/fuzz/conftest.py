@@ -1,4 +1,4 @@
-"""Every fuzz test runs as many cases as it says; the summary has their number."""
+"""Every fuzz test runs as many cases as it says, or all that there are; the summary has their number."""
 
 from collections.abc import Generator
 from typing import Any

@@ -201,7 +201,7 @@ def run(arguments: list[str]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@fuzz(20, data=st.data())
+@fuzz(40, data=st.data())
 def test_a_command_works_or_says_why_not(
     command: str, workshop: dict[str, Path], monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:

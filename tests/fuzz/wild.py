@@ -41,7 +41,7 @@ def fuzz(cases: int, **strategies: Any) -> Callable[[Callable[..., None]], Calla
             with guarded():
                 test(*arguments, **drawn)
 
-        counted.ran, counted.wanted = 0, cases * TIMES  # type: ignore[attr-defined]
+        counted.ran, counted.wanted = 0, cases  # type: ignore[attr-defined]
         profile = settings(
             max_examples=cases * TIMES,
             derandomize=TIMES == 1,
