@@ -31,7 +31,7 @@ class InputError(ValueError):
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:LONGEST])
-    return shown + ("…" if len(line) > LONGEST else "")
+    return (shown or "''") + ("…" if len(line) > LONGEST else "")
 
 
 @contextmanager

@@ -52,6 +52,8 @@ class MonarchMatrix(LinearOperator):
                 f"L {tuple(L.shape)} and R {tuple(R.shape)}",
                 "expand the smaller factor to the batch of the other",
             )
+        if L.dtype != R.dtype:
+            raise InputError("factors of one dtype", f"{L.dtype} and {R.dtype}", "convert one of them")
         self.L, self.R = L, R
         super().__init__((L.shape[-2] * L.shape[-3],), (R.shape[-3] * R.shape[-1],))
 

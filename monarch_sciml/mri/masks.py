@@ -63,8 +63,8 @@ class MaskConfig:
                 "give them in pairs, as in (4, 8) with (0.08, 0.04)",
             )
         for rate in self.accelerations:
-            if not 1 <= rate < math.inf:
-                raise InputError("accelerations of 1 or more", f"{rate}", "keep one line in so many")
+            if not 1 <= rate <= 65536:
+                raise InputError("accelerations of 1 to 65536", f"{rate}", "keep one line in so many")
             if self.mask == "poisson" and rate < POISSON_LOWEST:
                 expected = f"accelerations of at least {POISSON_LOWEST} for the mask poisson"
                 raise InputError(expected, f"{rate}", "use random")

@@ -37,6 +37,7 @@ from monarch_sciml.mri.models import (
     departures,
     learned_transforms,
 )
+from monarch_sciml.mri.regularisers import UNet
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
 from monarch_sciml.training import check_device, check_run, create_run, enough_memory, is_finished
 from monarch_sciml.training.batches import Draw
@@ -262,6 +263,9 @@ def _prepare(config: TrainConfig) -> tuple[ModelConfig, nn.Module, MapCache, Sli
     for module in model.modules():
         if isinstance(module, MSense):
             module.compensate(expected_density(config.sampling, settings.shape))
+        if isinstance(module, UNet):
+            for volume in (*training.volumes, *held_out.volumes):
+                module.check((volume.shape[2], volume.shape[3]))
     # what cannot be masked, or has no centre to estimate maps from, is refused here
     for first in (Examples(training)[0], Examples(held_out, len(training))[0]):
         undersample(first, draw_mask(config.sampling, _shape(first), 0), maps)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from monarch_sciml.errors import InputError
 from monarch_sciml.nn import MonarchSpectralConv
 
 __all__ = ["Refinement", "SpectralRefinement", "UNet"]
@@ -15,7 +16,8 @@ class UNet(nn.Module):
     """U-Net of Ronneberger et al. (2015) with instance normalisation and leaky ReLU, any image size.
 
     ``channels`` at full resolution, twice as many after each of the ``pools`` average poolings. (B, in, H, W)
-    → (B, out, H, W); sizes that do not divide by 2^pools are padded by their edge and cropped again.
+    → (B, out, H, W); sizes that do not divide by 2^pools are padded by their edge and cropped again. Raises
+    ``InputError`` where nothing but one point would be left to normalise.
     """
 
     def __init__(self, in_channels: int, out_channels: int, channels: int, pools: int):
@@ -31,9 +33,16 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(channels, out_channels, 1)
         self.multiple = 2**pools
 
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raises ``InputError`` for images (H, W) that are too small."""
+        if max(shape) <= self.multiple:
+            expected = f"images of more than {self.multiple} points along an axis for {len(self.up)} poolings"
+            raise InputError(expected, f"{shape[0]} × {shape[1]}", "lower --pools")
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W)."""
         H, W = x.shape[-2:]
+        self.check((H, W))
         bottom, right = -H % self.multiple, -W % self.multiple
         if bottom or right:
             x = functional.pad(x, (0, right, 0, bottom), mode="replicate")

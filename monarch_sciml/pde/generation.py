@@ -118,7 +118,7 @@ def generate(
     """
     path = Path(path)
     if path.suffix not in (".h5", ".hdf5"):
-        raise InputError("a file name ending in .h5 or .hdf5", repr(path.name), "rename the output")
+        raise InputError("a file name ending in .h5 or .hdf5", path.name, "rename the output")
     rank, size = world()
     device = local_device(device) if isinstance(device, str) else device
     try:

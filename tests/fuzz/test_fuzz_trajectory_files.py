@@ -179,7 +179,7 @@ def test_files_of_arrays_of_any_kind(
         elif format == "npz":
             np.savez(path, a=array)
         elif format == "pt":
-            torch.save({"a": torch.from_numpy(np.ascontiguousarray(array))}, path)
+            torch.save({"a": torch.from_numpy(array.copy())}, path)
         elif format == "mat":
             scipy.io.savemat(path, {"u": array})
         else:

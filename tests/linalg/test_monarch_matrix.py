@@ -269,6 +269,8 @@ def test_errors_name_the_remedy():
         MonarchMatrix(L, R.transpose(0, 1))
     with pytest.raises(InputError, match=r"equal batch dimensions.*expand the smaller factor"):
         MonarchMatrix(L.expand(2, 3, 4, 2), R)
+    with pytest.raises(InputError, match=r"factors of one dtype; found torch.float32 and torch.float64"):
+        MonarchMatrix(L, R.double())
     M = MonarchMatrix(L, R)
     with pytest.raises(InputError, match=r"10 rows on the right .*\(12, 10\); found shape \(3, 9\)"):
         M @ torch.randn(3, 9)

@@ -333,6 +333,7 @@ MISTAKES = {
         "a Poisson disc of 8× on 21 × 26 points",
     ),
     "device": (None, {"device": "cuda"}, "a CUDA device; found none"),
+    "poolings": (None, {"pools": 5}, "more than 32 points .* for 5 poolings; found 21 × 26; lower --pools"),
     "folder in use": (None, {"out": "data"}, "a new or empty output directory"),
 }
 
@@ -364,11 +365,14 @@ def test_a_mask_of_ones_own_must_fit_every_volume(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", recipe.LEAST)
-def test_settings_have_a_least_value(name):
-    option = name.replace("_", "-")
-    with pytest.raises(InputError, match=rf"{name} of at least {recipe.LEAST[name]}; .*raise --{option}"):
-        TrainConfig(Path("a"), Path("b"), **{name: recipe.LEAST[name] - 1})
+@pytest.mark.parametrize(("name", "value"), [*recipe.LEAST.items(), *recipe.MOST.items()])
+def test_settings_have_bounds(name, value):
+    bound, step, do = (
+        ("least", -1, "raise") if (name, value) in recipe.LEAST.items() else ("most", 1, "lower")
+    )
+    match = rf"{name} of at {bound} {value}; .*{do} --{name.replace('_', '-')}"
+    with pytest.raises(InputError, match=match):
+        TrainConfig(Path("a"), Path("b"), **{name: value + step})
 
 
 @pytest.mark.parametrize("rate", [0.0, -1e-3, float("nan")])
@@ -379,7 +383,7 @@ def test_learning_rates_are_positive(rate):
 
 def test_a_training_that_diverges_says_so(data, tmp_path):
     with pytest.raises(InputError, match=r"finite (loss|weights|.*prediction).*"):
-        train(config(data, tmp_path / "run", learning_rate=1e30))
+        train(config(data, tmp_path / "run", learning_rate=1e6))
     assert not (tmp_path / "run" / "model").exists()
 
 

@@ -225,7 +225,7 @@ def test_progress_is_shown(tmp_path, capsys):
         ({"scale": float("inf")}, "finite numbers .*scale=inf"),
         ({"samples": 0}, "samples, batch and resolution ≥ 1"),
         ({"viscosity": -1.0}, "seed and viscosity ≥ 0"),
-        ({"solver_resolution": 24}, "solver_resolution that is a multiple of resolution; found .*=24"),
+        ({"solver_resolution": 24}, "solver_resolution .*that is a multiple of resolution; found .*=24"),
     ],
 )
 def test_wrong_settings_are_named(changes, match):
