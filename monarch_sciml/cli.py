@@ -242,10 +242,11 @@ def _run(command: Any) -> None:
         case mri_recipe.TrainConfig():
             _trained(mri_recipe.train(command), quiet, "mri")
         case EvaluateConfig():
-            _say(_aligned(markdown_table(evaluate(command))), "", *_listing(command.out, EVALUATION))
+            _say(_aligned(markdown_table(evaluate(command))))
+            _say(*([] if quiet else ["", *_listing(command.out, EVALUATION)]))
         case mri_evaluation.EvaluateConfig():
             _say(_aligned(mri_evaluation.markdown_table(mri_evaluation.evaluate(command))))
-            _say(*([] if command.out is None else ["", *_listing(command.out, SCORES)]))
+            _say(*([] if quiet or command.out is None else ["", *_listing(command.out, SCORES)]))
         case BenchConfig():
             if rows := bench(command, _say).differing:
                 cells = ", ".join(f"{row.method} in {row.case}" for row in rows)

@@ -42,6 +42,8 @@ class EvaluateConfig:
     """Only volumes with this attribute, such as CORPD_FBK or AXT2."""
     acceleration: float | None = None
     """Only volumes with this attribute, of the target or else of the prediction."""
+    quiet: bool = False
+    """No progress bar, no list of files."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, list[VolumeScores]]:
             config.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError("an output directory", str(error), "choose another --out") from None
-    bar = tqdm(total=sum(map(len, chosen.values())), unit="volume", disable=None, leave=False)
+    hidden = config.quiet or None  # None: where there is no terminal
+    bar = tqdm(total=sum(map(len, chosen.values())), unit="volume", disable=hidden, leave=False)
     results: dict[str, list[VolumeScores]] = {name: [] for name in folders}
     with bar:
         for name, volumes in chosen.items():

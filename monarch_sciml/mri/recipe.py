@@ -39,7 +39,7 @@ from monarch_sciml.mri.models import (
 )
 from monarch_sciml.mri.regularisers import UNet
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
-from monarch_sciml.training import check_device, check_run, create_run, enough_memory, is_finished
+from monarch_sciml.training import check_device, check_run, create_run, is_finished
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
@@ -256,8 +256,7 @@ def _prepare(config: TrainConfig) -> tuple[ModelConfig, nn.Module, MapCache, Sli
         modes=config.modes,
         maps=config.maps,
     )
-    with enough_memory("lower --channels, --pools, --modes or --cascades"):
-        model = settings.build()
+    model = settings.build()
     maps = MapCache("espirit" if config.maps == "espirit" else "low-resolution")
     _check(config, training, held_out)
     for module in model.modules():

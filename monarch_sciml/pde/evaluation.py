@@ -39,6 +39,9 @@ class EvaluateConfig:
     threads: int | None = None
     """CPU threads; torch decides by default."""
 
+    quiet: bool = False
+    """No progress bar, no list of files."""
+
     def __post_init__(self) -> None:
         if not self.runs:
             raise InputError("at least one run directory", "none", "pass --runs DIR [DIR …]")
@@ -81,7 +84,8 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    pairs = [evaluate_run(run, data=config.data, every=config.every) for run in config.runs]
+    options = {"data": config.data, "every": config.every, "progress": not config.quiet}
+    pairs = [evaluate_run(run, **options) for run in config.runs]
     results, examples = [result for result, _ in pairs], [example for _, example in pairs]
     if any(_subject(pair) != _subject(pairs[0]) for pair in pairs):
         raise InputError(
@@ -139,7 +143,7 @@ def _subject(pair: tuple[Evaluation, tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
 
 
 def evaluate_run(
-    run: Path, *, data: Path | None = None, every: int | None = None
+    run: Path, *, data: Path | None = None, every: int | None = None, progress: bool = True
 ) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
     """Errors of one finished run; truth and prediction (steps, *grid) of its first trajectory, channel 0."""
     if not is_finished(run):
@@ -165,8 +169,9 @@ def evaluate_run(
     per_frame, per_block, one_step, spectra = [], [], [], []
     examples: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
+        hidden = None if progress else True  # None: where there is no terminal
         loader = DataLoader(Windows(held_out, n_in, held_out.n_times - n_in), settings.batch)
-        for context, target in tqdm(loader, run.name, unit="batch", disable=None, leave=False):
+        for context, target in tqdm(loader, run.name, unit="batch", disable=hidden, leave=False):
             trajectories = torch.cat((context, target), dim=1)
             prediction, frames, blocks = rollout_errors(model, trajectories, n_in)
             per_frame.append(frames)

@@ -15,7 +15,7 @@ from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_sp
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, ModelConfig
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
-from monarch_sciml.training import check_device, check_run, create_run, enough_memory, is_finished
+from monarch_sciml.training import check_device, check_run, create_run, is_finished
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
@@ -171,7 +171,7 @@ def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, Tr
     training, held_out = split(config)
     scale = _standard_deviation(training)
     torch.manual_seed(config.seed)
-    settings = ModelConfig(
+    predictor = ModelConfig(
         kind=config.model,
         grid=training.grid,
         channels=training.channels,
@@ -181,9 +181,7 @@ def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, Tr
         layers=config.layers,
         scale=scale,
         residual=config.residual,
-    )
-    with enough_memory("lower --width, --modes or --layers"):
-        predictor = settings.build()
+    ).build()
     return predictor, training, held_out
 
 

@@ -4,11 +4,10 @@
 when the training is complete).
 """
 
-import contextlib
 import dataclasses
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ __all__ = [
     "check_device",
     "check_run",
     "create_run",
-    "enough_memory",
     "is_finished",
     "read_config",
     "read_json",
@@ -120,17 +118,6 @@ def check_device(device: str) -> None:
     """Raises ``InputError`` for "cuda" on a machine without."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("a CUDA device", "none that torch can use", "pass --device cpu")
-
-
-@contextlib.contextmanager
-def enough_memory(remedy: str) -> Iterator[None]:
-    """Raises ``InputError`` where torch finds no room for a tensor."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "memory" not in str(error) and "overflow" not in str(error):
-            raise
-        raise InputError("enough memory for the model", str(error).partition("\n")[0], remedy) from None
 
 
 def is_finished(out: Path) -> bool:

@@ -1,20 +1,23 @@
 """Every mistake gives one line that names the file, and leaves nothing behind."""
 
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from kspace_files import bart, fastmri, noise, npy
+from kspace_files import bart, fastmri, ismrmrd, lines, noise, npy
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.header import write_header
 from monarch_sciml.mri.masks import MaskConfig
 from monarch_sciml.mri.models import ModelConfig, SliceReconstructor
 from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct, reconstruct_slice
+from monarch_sciml.pde import TrajectoryDataset
 
 S, C, H, W = 3, 4, 24, 20
 K = noise(S, C, H, W)
@@ -248,3 +251,35 @@ def test_an_earlier_report_survives_a_later_mistake(tmp_path):
     reconstruct(config)
     refused(tmp_path, "NaN or infinity", late_nan(tmp_path))
     assert [r["file"] for r in json.loads((tmp_path / "out" / "report.json").read_text())] == ["good.h5"]
+
+
+def test_names_inside_files_lead_nowhere(tmp_path):
+    """Attributes, groups, members of archives and settings that look like paths: only ``out`` is written."""
+    away, inside = f"{tmp_path}/away", "../away"
+    attributes = {"patient_id": inside, "acquisition": away, "norm": 1.0, "max": 1.0}
+    paths = [fastmri(tmp_path / "a.h5", K, HEADER, **attributes)]
+    paths.append(ismrmrd(tmp_path / "b.mrd", lines(K), header=HEADER, group="away"))
+    paths.append(bart(tmp_path / "c", K))
+    comments = f"# Dimensions\n{H} {W} 1 {C} 1 1 1 1 1 1 1 1 1 {S} 1 1\n# Files\n {away} {inside}\n"
+    paths[-1].with_suffix(".hdr").write_text(comments)
+    run = export(tmp_path / "run", "unet")
+    (run / "config.json").write_text(json.dumps({"config": {"out": away, "data": inside}}))
+    before = files(tmp_path)
+    settings = {"sampling": SAMPLING, "maps": "low-resolution", "png": True, "nifti": True, "quiet": True}
+    reconstruct(ReconstructConfig(tuple(paths), tmp_path / "out", "unet", run=run, **settings))
+    after = files(tmp_path)
+    assert after.items() >= before.items()
+    assert {Path(name).relative_to(tmp_path).parts[0] for name in after.keys() - before.keys()} == {"out"}
+    assert len(list((tmp_path / "out").glob("*.h5"))) == 3
+    assert not (tmp_path.parent / "away").exists()
+
+
+def test_members_of_archives_are_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("../away.npy", f"{tmp_path}/away.npy", "u.npy"):
+            content = io.BytesIO()
+            np.save(content, np.random.default_rng(0).standard_normal((2, 3, 8, 8)))
+            archive.writestr(name, content.getvalue())
+    assert len(TrajectoryDataset(tmp_path / "a.npz", key="u")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    assert not (tmp_path.parent / "away.npy").exists()
