@@ -7,7 +7,7 @@ MASK = --mask poisson --accelerations 4 --center-fractions 0.12
 THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo demo-mri test faults quality quality-mri bench transformers gpu-suite docs wheel clean
+.PHONY: install demo demo-mri test faults quality paper-pde quality-mri bench transformers gpu-suite docs wheel clean
 
 install: .venv/installed
 
@@ -51,6 +51,10 @@ demo-mri: .venv/installed
 # the claim: three seeds, two budgets, three learning rates; about an hour on two cores
 quality: .venv/installed
 	$(BIN)/python benchmarks/navier_stokes_quality.py --workers $(THREADS)
+
+# the paper's Navier–Stokes table: five models, three viscosities, two protocols; about three hours, resumable
+paper-pde: .venv/installed
+	$(BIN)/python benchmarks/paper_pde.py --workers $(THREADS)
 
 # the same for MRI: nine methods, three seeds, few-shot; --kspace adds scans of one's own; two to three hours
 quality-mri: .venv/installed

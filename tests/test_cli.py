@@ -209,7 +209,7 @@ def test_existing_run_ends_in_one_line(data, tmp_path, refusal, capsys):
         ("pde train --data a --out b --modes many", "many"),
         ("pde train --data a --out b --moods 3", "--moods"),
         ("pde train --out b", "--data"),
-        ("pde train --data a --out b --model unet", "unet"),
+        ("pde train --data a --out b --model mlp", "mlp"),
         ("pde fly", "fly"),
         ("bench cooking", "cooking"),
         ("", "info"),

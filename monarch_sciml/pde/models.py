@@ -1,18 +1,28 @@
-"""FNO and FNO-Monarch: one body, neuraloperator's, with one operand exchanged."""
+"""FNO and FNO-Monarch, one body, neuraloperator's, with one operand exchanged; and their company by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.nn import MonarchSpectralConv, use_pointwise_products
+from monarch_sciml.pde.baselines import ResNet, TFNet, UNet
 from monarch_sciml.training.hub import Pretrained, read_settings
 from monarch_sciml.training.model_card import About, count
 
-__all__ = ["FramePredictor", "ModelConfig", "count_parameters", "fno", "fno_monarch"]
+__all__ = ["FramePredictor", "Kind", "ModelConfig", "count_parameters", "fno", "fno_monarch"]
+
+Kind = Literal["fno", "fno-monarch", "unet", "tf-net", "resnet"]
+NAMES: dict[Kind, str] = {
+    "fno": "FNO",
+    "fno-monarch": "FNO-Monarch",
+    "unet": "U-Net",
+    "tf-net": "TF-Net",
+    "resnet": "ResNet",
+}
 
 
 def fno(
@@ -66,11 +76,12 @@ def count_parameters(model: nn.Module) -> int:
 class ModelConfig:
     """Everything needed to build a model again."""
 
-    kind: Literal["fno", "fno-monarch"]
+    kind: Kind
     grid: tuple[int, ...]
     channels: int
     n_in: int
     modes: int
+    """Per axis, and ``layers``: of Fourier neural operators; the others have the depth of their sources."""
     width: int
     layers: int
     scale: float = 1.0
@@ -78,6 +89,12 @@ class ModelConfig:
 
     def build(self) -> "FramePredictor":
         """A freshly initialised model; torch's global random state decides the weights."""
+        if self.kind not in get_args(Kind):
+            raise InputError(f"a model among {', '.join(get_args(Kind))}", repr(self.kind), "choose one")
+        operator = self._operator() if self.kind in ("fno", "fno-monarch") else self._convolutional()
+        return FramePredictor(operator, self)
+
+    def _operator(self) -> nn.Module:
         n_modes = (self.modes,) * len(self.grid)
         if self.modes > min(self.grid):
             raise InputError(
@@ -86,16 +103,29 @@ class ModelConfig:
                 "lower --modes, or keep more grid points with a smaller --every",
             )
         n_in, n_out = self.n_in * self.channels, self.channels
+        if self.kind == "fno":
+            return fno(n_modes, self.width, in_channels=n_in, out_channels=n_out, layers=self.layers)
+        return fno_monarch(
+            n_modes, self.width, self.grid, in_channels=n_in, out_channels=n_out, layers=self.layers
+        )
+
+    def _convolutional(self) -> nn.Module:
+        if len(self.grid) != 2:
+            found = f"{len(self.grid)} axes"
+            raise InputError(
+                f"a grid of two axes for the model {self.kind}", found, "take fno or fno-monarch"
+            )
         match self.kind:
-            case "fno":
-                operator = fno(n_modes, self.width, in_channels=n_in, out_channels=n_out, layers=self.layers)
-            case "fno-monarch":
-                operator = fno_monarch(
-                    n_modes, self.width, self.grid, in_channels=n_in, out_channels=n_out, layers=self.layers
-                )
+            case "unet":
+                network = UNet(self.n_in * self.channels, self.channels, width=self.width)
+            case "tf-net":
+                network = TFNet(self.n_in, self.channels, width=self.width)
             case _:
-                raise InputError("the model fno or fno-monarch", repr(self.kind), "choose one of them")
-        return FramePredictor(operator, self)
+                return ResNet(self.n_in * self.channels, self.channels, width=self.width)
+        if min(self.grid) < network.least:
+            expected = f"at least {network.least} points per axis for the model {self.kind}"
+            raise InputError(expected, f"{self.grid}", "keep more with a smaller --every")
+        return network
 
 
 class FramePredictor(Pretrained):
@@ -135,22 +165,34 @@ class FramePredictor(Pretrained):
 
         c = self.config
         size, grid = " × ".join(map(str, c.grid)), ", ".join(map(str, c.grid))
-        name = {"fno": "FNO", "fno-monarch": "FNO-Monarch"}[c.kind]
+        spectral = c.kind in ("fno", "fno-monarch")
+        operator = (
+            f"A Fourier neural operator of {count(c.layers, 'layer')}, {c.modes} modes per axis and"
+            if spectral
+            else f"A {NAMES[c.kind]} of"
+        )
         transforms = {
             "fno": "Its transforms are the FFT.",
             "fno-monarch": "Its transforms are learned Monarch matrices, the DFT on this grid at first.",
         }
+        grids = {
+            True: f"Takes other grids too; what is finer than {size} passes the skip connections only.",
+            False: "For the grid spacing of the training only: convolutions know points, not lengths.",
+        }
         return About(
-            title=f"{name} on {size}",
+            title=f"{NAMES[c.kind]} on {size}",
             summary=(
                 f"Predicts the next frame of a trajectory{', as a change of the last one,' * c.residual} "
                 f"from {count(c.n_in, 'frame')}: (batch, {c.n_in}, {c.channels}, {grid}) → (batch, "
-                f"{c.channels}, {grid}), equal steps in time. A Fourier neural operator of "
-                f"{count(c.layers, 'layer')}, {c.modes} modes per axis and width {c.width}: "
-                f"{count_parameters(self):,} parameters. {transforms[c.kind]}"
+                f"{c.channels}, {grid}), equal steps in time. {operator} width {c.width}: "
+                f"{count_parameters(self):,} parameters. {transforms.get(c.kind, '')}".rstrip()
             ),
             task=("other", "prediction of the next frames of a trajectory"),
-            tags=("neural-operator", "fno", c.kind, "partial-differential-equations")[c.kind == "fno" :],
+            tags=(
+                "partial-differential-equations",
+                c.kind,
+                *(("neural-operator", "fno") if spectral else ()),
+            ),
             usage=USAGE,
             command="pde train",
             options=TrainConfig,
@@ -158,7 +200,7 @@ class FramePredictor(Pretrained):
             limits=(
                 "For trajectories like those of the training: equation, coefficients, domain and time step.",
                 "Input in the units of the training data. Domains are taken as periodic.",
-                f"Takes other grids too; what is finer than {size} passes through the skip connections only.",
+                grids[spectral],
             ),
             data=_training_data,
         )

@@ -13,7 +13,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
 from monarch_sciml.pde.metrics import relative_l2
-from monarch_sciml.pde.models import FramePredictor, ModelConfig
+from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
 from monarch_sciml.training import check_device, check_run, create_run, is_finished
 from monarch_sciml.training.batches import Draw
@@ -36,16 +36,16 @@ class TrainConfig:
     """Trajectories: .mat, HDF5 (ours, PDEBench), .npy, .npz or neuraloperator's .pt."""
     out: Path
     """Directory for the run: configuration, checkpoint, metrics.csv, TensorBoard logs, exported model."""
-    model: Literal["fno", "fno-monarch"] = "fno-monarch"
-    """The FFT-based baseline, or the same network with learned Monarch transforms."""
+    model: Kind = "fno-monarch"
+    """The FFT-based baseline, the same network with learned Monarch transforms; or a convolutional one."""
     protocol: Literal["A", "B"] = "B"
     """A: ten frames in, trained through the whole rollout (Li et al.). B: Markov, one in, one step ahead."""
     modes: int = 16
-    """Fourier modes per axis, in total."""
+    """Fourier modes per axis, in total, of fno and fno-monarch."""
     width: int = 16
-    """Hidden channels."""
+    """Hidden channels, at full resolution; published are fno 20, unet 54, tf-net 41 and resnet 42."""
     layers: int = 4
-    """Fourier layers."""
+    """Fourier layers of fno and fno-monarch."""
     residual: bool = False
     """Predict the change from the last frame instead of the next frame."""
     n_train: int = 100

@@ -5,7 +5,7 @@ import torch
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.baselines import ResNet, TFNet, UNet
-from monarch_sciml.pde.models import count_parameters
+from monarch_sciml.pde.models import NAMES, FramePredictor, ModelConfig, count_parameters
 
 MODELS = {
     "resnet": lambda: ResNet(3, 1, width=6, blocks=2),
@@ -77,3 +77,29 @@ def test_published_sizes():
 def test_small_grids_are_refused(model):
     with pytest.raises(InputError, match=r"at least 8 points per axis; found 8 × 6"):
         model(torch.randn(1, 1, 8, 6))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_by_name_to_a_file_and_back(kind, tmp_path):
+    """Residual, several frames and channels, and a card that says what it is."""
+    torch.manual_seed(0)
+    config = ModelConfig(kind, (20, 17), channels=2, n_in=3, modes=4, width=4, layers=1, residual=True)
+    model, frames = config.build().eval(), torch.randn(2, 3, 2, 20, 17)
+    model.save_pretrained(tmp_path)
+    loaded = FramePredictor.from_pretrained(tmp_path)
+    assert loaded.config == config
+    with torch.no_grad():
+        assert loaded(frames).shape == (2, 2, 20, 17)
+        assert torch.equal(loaded(frames), model(frames))
+    card = (tmp_path / "README.md").read_text()
+    assert f"A {NAMES[kind]} of width 4: {count_parameters(model):,} parameters." in card
+    assert "Fourier" not in card
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_grids_that_do_not_do(kind):
+    with pytest.raises(InputError, match=rf"two axes for the model {kind}; found 1 axes; take fno"):
+        ModelConfig(kind, (64,), 1, 1, 4, 4, 1).build()
+    if kind != "resnet":
+        with pytest.raises(InputError, match=rf"at least (8|16) points per axis for the model {kind}"):
+            ModelConfig(kind, (32, 7), 1, 1, 4, 4, 1).build()

@@ -147,8 +147,8 @@ def test_more_modes_than_points(kind):
 
 
 def test_unknown_kind():
-    with pytest.raises(InputError, match=r"the model fno or fno-monarch; found 'unet'; choose"):
-        config("unet").build()
+    with pytest.raises(InputError, match=r"a model among fno, .*resnet; found 'mlp'; choose"):
+        config("mlp").build()
 
 
 @pytest.fixture(params=KINDS)
@@ -187,7 +187,7 @@ def test_export_round_trip(exported):
         ({"scale": float("nan")}, r"scale of the type .*; found nan"),
         ({"scale": 0}, r"scale of the type .*; found 0"),
         ({"residual": 1}, r"residual of the type .*; found 1"),
-        ({"kind": "unet"}, r"kind of the type Literal\['fno', 'fno-monarch'\]; found 'unet'"),
+        ({"kind": "mlp"}, r"kind of the type Literal\['fno', .*'resnet'\]; found 'mlp'"),
         ({"modes": 11}, r"at most 10 modes on a grid of \(12, 10\); found modes=11; check .*config.json"),
         ({"grid": [12] * 9}, r"settings that make a model; found \w+: |weights that fit"),
         ({"width": 5}, r"weights that fit the configuration in .*; found .*size mismatch"),
