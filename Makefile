@@ -7,7 +7,7 @@ MASK = --mask poisson --accelerations 4 --center-fractions 0.12
 THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install demo demo-mri test faults quality paper-pde quality-mri bench transformers gpu-suite docs wheel clean
+.PHONY: install demo demo-mri test faults quality paper-pde ablation quality-mri bench transformers gpu-suite docs wheel clean
 
 install: .venv/installed
 
@@ -54,7 +54,11 @@ quality: .venv/installed
 
 # the paper's Navier–Stokes table: five models, three viscosities, two protocols; about three hours, resumable
 paper-pde: .venv/installed
-	$(BIN)/python benchmarks/paper_pde.py --workers $(THREADS)
+	$(BIN)/python benchmarks/paper_pde/table.py --workers $(THREADS)
+
+# which transforms learn, on which problems it helps, and when; INPUTS adds neuraloperator's mini files; two hours
+ablation: .venv/installed
+	$(BIN)/python benchmarks/transforms/ablation.py --workers $(THREADS) $(if $(INPUTS),--inputs $(INPUTS))
 
 # the same for MRI: nine methods, three seeds, few-shot; --kspace adds scans of one's own; two to three hours
 quality-mri: .venv/installed

@@ -1,69 +1,75 @@
-"""The script of the paper's table: complete tables, trainings that resume, a report that says how many."""
+"""The paper's table: complete, trainings that resume, and a report that says how many there are."""
 
-import importlib.util
+import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+import torch
 
 from monarch_sciml.pde.models import NAMES, Kind
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "paper_pde.py"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "paper_pde"
+SCRIPTS = ("table", "cases", "beyond", "report")
 
 
 @pytest.fixture
 def paper(tmp_path, monkeypatch):
-    """The script, with a scale of seconds and a place of its own."""
-    spec = importlib.util.spec_from_file_location("paper_pde", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "paper_pde", module)
-    spec.loader.exec_module(module)
-    tiny = module.replace(
-        module.SCALES["small"],
+    """The scripts, with a scale of seconds and a place of their own; forgotten afterwards."""
+    monkeypatch.syspath_prepend(FOLDER)
+    threads = torch.get_num_threads()
+    script = SimpleNamespace(**{name: import_module(name) for name in SCRIPTS})
+    tiny = replace(
+        script.cases.SCALES["small"],
         samples={"1e-3": 4, "1e-4": 4, "1e-5": 4},
         n_train=2,
         n_test=2,
         every=4,
-        frames=dict.fromkeys(module.SOLVERS, 12),
+        frames=dict.fromkeys(script.cases.SOLVERS, 12),
         modes=4,
         width=dict.fromkeys(get_args(Kind), 4),
         epochs={"A": 1, "B": 1},
+        long=14,
     )
-    monkeypatch.setitem(module.SCALES, "tiny", tiny)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setitem(module.END, "1e-3", 12.0)
-    return module
+    monkeypatch.setitem(script.cases.SCALES, "tiny", tiny)
+    monkeypatch.setattr(script.cases, "ROOT", tmp_path)
+    monkeypatch.setattr(script.report, "RESULTS", tmp_path)
+    monkeypatch.setitem(script.cases.END, "1e-3", 14.0)
+    yield script
+    torch.set_num_threads(threads)
+    for name in SCRIPTS:
+        sys.modules.pop(name, None)
 
 
 def test_every_model_viscosity_and_seed_is_there(paper):
-    for scale in paper.SCALES.values():
-        tables = paper.tables(scale)
+    for scale in paper.cases.SCALES.values():
+        tables = paper.cases.tables(scale)
         for protocol in "AB":
             cases = {case for row in tables[f"protocol-{protocol}"] for case in row}
             assert len(cases) == 5 * 3 * 3
             assert {(c.model, c.viscosity, c.protocol) for c in cases} == {
-                (model, viscosity, protocol) for model in get_args(Kind) for viscosity in paper.SOLVERS
+                (model, viscosity, protocol) for model in get_args(Kind) for viscosity in paper.cases.SOLVERS
             }
         for name in ("data", "modes"):
             assert {case.model for row in tables[name] for case in row} == {"fno", "fno-monarch"}
-    assert paper.PUBLISHED.keys() == {(m, v) for m in get_args(Kind) for v in paper.SOLVERS}
+    assert paper.cases.PUBLISHED.keys() == {(m, v) for m in get_args(Kind) for v in paper.cases.SOLVERS}
 
 
 def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
-    scale = paper.SCALES["tiny"]
-    paper.data("1e-3", scale)
-    chosen = {name: rows for name, rows in paper.tables(scale).items() if name.startswith("protocol")}
+    scale = paper.cases.SCALES["tiny"]
+    paper.cases.data("1e-3", scale)
+    chosen = {name: rows for name, rows in paper.cases.tables(scale).items() if name.startswith("protocol")}
     cases = [row[0] for name in chosen for row in chosen[name] if row[0].viscosity == "1e-3"]
-    late = paper.run((cases[0], "tiny", 0.0))
+    late = paper.table.run((cases[0], "tiny", 0.0))
     assert late is None  # the time was up before it began
-    results = {case: paper.run((case, "tiny", float("inf"))) for case in cases}
-    again = paper.run((cases[0], "tiny", 0.0))  # what is trained takes no time
+    results = {case: paper.table.run((case, "tiny", float("inf"))) for case in cases}
+    again = paper.table.run((cases[0], "tiny", 0.0))  # what is trained takes no time
     assert again == results[cases[0]]
     assert capsys.readouterr().out.count("rollout") == len(cases) + 1
-    paper.report("tiny", chosen, results, 1)
+    paper.report.report("tiny", chosen, results, {}, 1)
     text = (tmp_path / "paper_pde_tiny.md").read_text()
     assert "10 of 90 trainings are done" in text
     for protocol, tail in (("A", " 0.017 |"), ("B", "  |")):
@@ -77,3 +83,36 @@ def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
         assert f"{100 * (monarch / fno - 1):+.0f} %" in rows[1]
     assert (tmp_path / "paper_pde_tiny.png").stat().st_size > 0
     assert len((tmp_path / "paper_pde_tiny.json").read_text()) > 0
+
+
+def test_beyond_the_training(paper, tmp_path):
+    scale = paper.cases.SCALES["tiny"]
+    paper.cases.data("1e-3", scale)
+    every = paper.cases.tables(scale)
+    meant = [c for rows in every.values() for row in rows for c in row if paper.beyond.is_meant(c, scale)]
+    assert {(c.model, c.viscosity, c.protocol, c.n_train) for c in meant} == {
+        (model, "1e-3", "B", 2) for model in ("fno", "fno-monarch")
+    }
+    cases = [case for case in meant if case.seed == 0]
+    results = {case: paper.table.run((case, "tiny", float("inf"))) for case in cases}
+    further = {case: paper.beyond.go_beyond(case, "tiny") for case in cases}
+    assert paper.beyond.go_beyond(cases[0], "tiny") == further[cases[0]]
+    for case, beyond in further.items():
+        # the same frames on the grid of the training, as a table of trainings has them
+        assert beyond.grids["16"] == pytest.approx(results[case].rollout, rel=1e-4)
+        assert beyond.frames[:11] == pytest.approx(results[case].rollout_per_frame, rel=1e-4)
+        assert len(beyond.frames) == 13
+        assert beyond.grids.keys() == {"64", "32", "16"}
+    assert further[cases[0]] != further[cases[1]]
+    paper.report.report("tiny", every, results, further, 1)
+    section = (tmp_path / "paper_pde_tiny.md").read_text().split("## Beyond")[1]
+    assert f"| FNO | 1 | {further[cases[0]].grids['64']:.4f} |" in section
+    assert (tmp_path / "paper_pde_tiny_beyond.png").exists()
+
+
+def test_as_many_steps_with_other_numbers_of_trajectories(paper):
+    for name in ("small", "full"):
+        scale = paper.cases.SCALES[name]
+        for row in paper.cases.tables(scale)["data"]:
+            config = paper.cases.configuration(row[0], name)
+            assert config.epochs * config.n_train == scale.epochs["B"] * scale.n_train

@@ -1,0 +1,185 @@
+"""What is trained for the paper's Navier–Stokes table: models, viscosities, protocols, seeds; two scales."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from monarch_sciml.pde import GenerateConfig, TrainConfig, generate
+from monarch_sciml.pde.models import NAMES, Kind
+
+__all__ = [
+    "BOTH",
+    "NAMES",
+    "PUBLISHED",
+    "ROOT",
+    "SCALES",
+    "SEEDS",
+    "SOLVERS",
+    "Case",
+    "Kind",
+    "Scale",
+    "Tables",
+    "configuration",
+    "data",
+    "tables",
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = (0, 1, 2)
+BOTH: tuple[Kind, ...] = ("fno", "fno-monarch")
+# published are 54, 41 and 42; here a training of any model takes one to four minutes
+CONVOLUTIONAL = {"unet": 8, "tf-net": 8, "resnet": 16}
+# the solver's grid where 64 points do not resolve the flow, and how many trajectories fit its cache
+SOLVERS = {
+    "1e-3": {},
+    "1e-4": {"solver_resolution": 128, "batch": 8},
+    "1e-5": {"solver_resolution": 256, "batch": 4},
+}
+END = {"1e-3": 50.0, "1e-4": 30.0, "1e-5": 20.0}
+# relative L2, protocol A, 64 × 64, N = 1000 at 1e-3 and 1e-4, as Dao et al. (2022) print them
+PUBLISHED = {
+    ("fno", "1e-3"): 0.017,
+    ("fno", "1e-4"): 0.178,
+    ("fno", "1e-5"): 0.155,
+    ("fno-monarch", "1e-3"): 0.010,
+    ("fno-monarch", "1e-4"): 0.145,
+    ("fno-monarch", "1e-5"): 0.136,
+    ("unet", "1e-3"): 0.025,
+    ("unet", "1e-4"): 0.205,
+    ("unet", "1e-5"): 0.198,
+    ("tf-net", "1e-3"): 0.023,
+    ("tf-net", "1e-4"): 0.225,
+    ("tf-net", "1e-5"): 0.227,
+    ("resnet", "1e-3"): 0.070,
+    ("resnet", "1e-4"): 0.287,
+    ("resnet", "1e-5"): 0.275,
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    samples: dict[str, int]
+    """Trajectories generated for each viscosity; the last ``n_test`` are held out."""
+    n_train: int
+    n_test: int
+    every: int
+    frames: dict[str, int]
+    """After the initial condition."""
+    modes: int
+    width: dict[str, int]
+    epochs: dict[str, int]
+    """For each protocol."""
+    n_trains: tuple[int, ...]
+    """Of the table of data efficiency, with as many steps as ``n_train`` has."""
+    many_modes: tuple[int, ...]
+    fine: int
+    """Points of the finest grid of what lies beyond the training, twice those of the training."""
+    long: int
+    """Time to which the longest rollouts go."""
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+SCALES = {
+    "small": Scale(
+        samples={"1e-3": 540, "1e-4": 240, "1e-5": 240},
+        n_train=100,
+        n_test=40,
+        every=2,
+        frames={"1e-3": 20, "1e-4": 20, "1e-5": 20},
+        modes=16,
+        width={"fno": 16, "fno-monarch": 16} | CONVOLUTIONAL,
+        epochs={"A": 30, "B": 20},
+        n_trains=(50, 200, 500),
+        many_modes=(8, 24),
+        fine=64,
+        long=50,
+        settings={"threads": 1, "device": "cpu"},
+    ),
+    "full": Scale(
+        samples={"1e-3": 1200, "1e-4": 1200, "1e-5": 1200},
+        n_train=1000,
+        n_test=200,
+        every=1,
+        frames={"1e-3": 50, "1e-4": 30, "1e-5": 20},
+        modes=24,
+        width={"fno": 20, "fno-monarch": 20, "unet": 54, "tf-net": 41, "resnet": 42},
+        epochs={"A": 500, "B": 500},
+        n_trains=(50, 100, 200, 500),
+        many_modes=(16, 32),
+        fine=128,
+        long=100,
+        settings={"device": "auto"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training."""
+
+    model: Kind
+    viscosity: str
+    protocol: str
+    seed: int
+    n_train: int
+    modes: int
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.viscosity}-{self.protocol}-n{self.n_train}-m{self.modes}-s{self.seed}"
+
+
+Tables = dict[str, list[list[Case]]]  # rows of every table, a case for each seed
+
+
+def tables(scale: Scale) -> Tables:
+    """Every table with its rows; a training may be in several."""
+
+    def row(model: Kind, viscosity: str, protocol: str, **changes: int) -> list[Case]:
+        base = {"n_train": scale.n_train, "modes": scale.modes, **changes}
+        return [Case(model, viscosity, protocol, seed, **base) for seed in SEEDS]
+
+    every = list(itertools.product(SOLVERS, get_args(Kind)))
+    return {
+        "protocol-B": [row(model, viscosity, "B") for viscosity, model in every],
+        "data": [row(model, "1e-3", "B", n_train=n) for n in scale.n_trains for model in BOTH],
+        "modes": [row(model, "1e-3", "B", modes=m) for m in scale.many_modes for model in BOTH],
+        "protocol-A": [row(model, viscosity, "A") for viscosity, model in every],
+    }
+
+
+def data(viscosity: str, scale: Scale) -> Path:
+    """The trajectories, generated if need be."""
+    samples = scale.samples[viscosity]
+    config = GenerateConfig(
+        samples=samples, viscosity=float(viscosity), end_time=END[viscosity], **SOLVERS[viscosity]
+    )
+    return generate(ROOT / "data" / f"paper_ns_V{viscosity}_N{samples}.h5", config, progress=False)
+
+
+def configuration(case: Case, name: str) -> TrainConfig:
+    """The published optimiser of the protocol; B adds noise to the input."""
+    scale = SCALES[name]
+    path = ROOT / "data" / f"paper_ns_V{case.viscosity}_N{scale.samples[case.viscosity]}.h5"
+    rates = {"A": {"learning_rate": 1e-3}, "B": {"learning_rate": 2.5e-3, "noise": 0.01}}
+    return TrainConfig(
+        data=path,
+        out=ROOT / "runs" / f"paper_pde_{name}" / f"{case}",
+        model=case.model,
+        protocol=case.protocol,  # type: ignore[arg-type]
+        modes=case.modes,
+        width=scale.width[case.model],
+        n_train=case.n_train,
+        n_test=scale.n_test,
+        first_frame=1,
+        frames=scale.frames[case.viscosity],
+        every=scale.every,
+        epochs=max(1, scale.epochs[case.protocol] * scale.n_train // case.n_train),
+        seed=case.seed,
+        resume=True,
+        quiet=True,
+        **rates[case.protocol],
+        **scale.settings,  # type: ignore[arg-type]
+    )

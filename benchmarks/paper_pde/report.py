@@ -1,0 +1,138 @@
+"""The report of the paper's Navier–Stokes table: what is trained, with spread, time and published numbers."""
+
+import csv
+import datetime
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from statistics import mean, median, stdev
+from typing import get_args
+
+import beyond
+from cases import BOTH, NAMES, PUBLISHED, ROOT, SCALES, SEEDS, SOLVERS, Case, Kind, Tables, configuration
+from matplotlib.figure import Figure
+
+from monarch_sciml.pde.evaluation import Evaluation
+from monarch_sciml.training import write_json
+from monarch_sciml.training.plots import COLOURS, new_figure, plain, save_figure
+from monarch_sciml.training.run import environment
+
+RESULTS = ROOT / "benchmarks" / "results"
+TITLES = {
+    "protocol-A": "Protocol A: ten frames in, trained through the whole rollout",
+    "protocol-B": "Protocol B: one frame in, one step ahead, noise",
+    "data": "Data efficiency: protocol B at ν = 1e-3, other numbers of trajectories, as many steps",
+    "modes": "Modes: protocol B at ν = 1e-3",
+}
+HEADER = [
+    "| ν | model | trajectories | modes | n | parameters | training, s | one-step | rollout "
+    "| against the FNO | to the FNO's error, s | published |",
+    "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+]
+
+
+def report(
+    name: str,
+    chosen: Tables,
+    results: dict[Case, Evaluation],
+    further: dict[Case, beyond.Beyond],
+    workers: int,
+) -> None:
+    """Write ``paper_pde_<scale>.{md,json,png}`` and ``paper_pde_<scale>_beyond.png``."""
+    scale = SCALES[name]
+    total = len({case for rows in chosen.values() for row in rows for case in row})
+    points = 64 // scale.every
+    lines = [
+        f"# The paper's Navier–Stokes table, {name} scale",
+        "",
+        f"{points} × {points} points, {scale.n_train} training and {scale.n_test} held-out trajectories, "
+        f"{scale.epochs['A']} epochs in protocol A, {scale.epochs['B']} in B. Relative L2 over the whole",
+        f"rollout, mean ± standard deviation over seeds. {len(results)} of {total} trainings are done; n is "
+        "how many a row has. *To the FNO's error*: seconds until the rollout error is first as low as the",
+        "FNO's of the same seed at its end, mean over seeds; a dash where a seed never gets there. Seconds "
+        "depend on what else the machine did, errors do not. Reproduce: `make paper-pde`.",
+        "",
+        "So few epochs at the published learning rates leave the FNO far from converged; what is left of the",
+        "difference with longer and with tuned trainings is told by [one table](navier_stokes_quality.md)",
+        "and, for other problems, [another](transform_ablation.md).",
+    ]
+    for table, rows in chosen.items():
+        lines += ["", f"## {TITLES[table]}", ""]
+        done = any(case in results for row in rows for case in row)
+        lines += _table(name, rows, results, table == "protocol-A") if done else ["Not trained yet."]
+    lines += ["", f"![Error against time](paper_pde_{name}.png)", ""]
+    if further:
+        lines += [*beyond.section(scale, further), "", f"![Long rollouts](paper_pde_{name}_beyond.png)", ""]
+        save_figure(beyond.plot(further), RESULTS / f"paper_pde_{name}_beyond.png", dpi=110)
+    about = {**environment(), "trainings at a time": workers, "date": datetime.date.today().isoformat()}
+    lines += [", ".join(f"{key} {value}" for key, value in about.items()) + "."]
+    (RESULTS / f"paper_pde_{name}.md").write_text("\n".join(lines) + "\n")
+    runs = [{**asdict(case), **asdict(result), "beyond": None} for case, result in results.items()]
+    for row, case in zip(runs, results, strict=True):
+        row["beyond"] = asdict(further[case]) if case in further else None
+    write_json(RESULTS / f"paper_pde_{name}.json", {"environment": about, "runs": runs})
+    save_figure(plot(name, results), RESULTS / f"paper_pde_{name}.png", dpi=110)
+
+
+def _table(
+    name: str, rows: list[list[Case]], results: dict[Case, Evaluation], published: bool
+) -> Iterator[str]:
+    yield from HEADER
+    for row in rows:
+        done = [case for case in row if case in results]
+        if not done:
+            continue
+        first, mine = done[0], [results[case] for case in done]
+        errors = [result.rollout for result in mine]
+        spread = f" ± {stdev(errors):.4f}" if len(errors) > 1 else ""
+        fno = [results.get(replace(case, model="fno")) for case in done]  # of the same seeds
+        against, seconds = "", ""
+        if first.model != "fno" and all(fno):
+            targets = [result.rollout for result in fno if result]
+            against = f"{100 * (mean(errors) / mean(targets) - 1):+.0f} %"
+            reached = [_time_to(name, case, target) for case, target in zip(done, targets, strict=True)]
+            found = [time for time in reached if time is not None]
+            seconds = f"{mean(found):.0f}" if len(found) == len(reached) else "–"
+        value = PUBLISHED[first.model, first.viscosity] if published else ""
+        yield (
+            f"| {first.viscosity} | {NAMES[first.model]} | {first.n_train} "
+            f"| {first.modes if first.model in BOTH else ''} | {len(done)} | {mine[0].parameters:,} "
+            f"| {median(result.train_seconds for result in mine):.0f} | {mean(r.one_step for r in mine):.4f} "
+            f"| {mean(errors):.4f}{spread} | {against} | {seconds} | {value} |"
+        )
+
+
+def _curve(name: str, case: Case) -> list[tuple[float, float]]:
+    """Seconds of training and rollout error after every epoch."""
+    with (configuration(case, name).out / "metrics.csv").open() as file:
+        return [(float(row["seconds"]), float(row["rollout"])) for row in csv.DictReader(file)]
+
+
+def _time_to(name: str, case: Case, target: float) -> float | None:
+    """Seconds until the rollout error is first at most ``target``."""
+    return next((seconds for seconds, error in _curve(name, case) if error <= target), None)
+
+
+def plot(name: str, results: dict[Case, Evaluation]) -> Figure:
+    """Held-out rollout error against seconds of training, a panel for each viscosity and protocol."""
+    scale = SCALES[name]
+    protocols = sorted({case.protocol for case in results})
+    figure = new_figure(12, 0.5 + 3.5 * len(protocols))
+    panels = figure.subplots(max(1, len(protocols)), len(SOLVERS), squeeze=False)
+    for (i, protocol), (j, viscosity) in itertools.product(enumerate(protocols), enumerate(SOLVERS)):
+        axes = panels[i, j]
+        for colour, model in zip(COLOURS, get_args(Kind), strict=False):
+            label: str | None = NAMES[model]
+            for seed in SEEDS:
+                case = Case(model, viscosity, protocol, seed, scale.n_train, scale.modes)
+                if case in results:
+                    seconds, errors = zip(*_curve(name, case), strict=True)
+                    axes.loglog(seconds, errors, color=colour, label=label, alpha=0.8)
+                    label = None
+        axes.set_title(f"protocol {protocol}, ν = {viscosity}", fontsize=9)
+        plain(axes)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=7)
+    figure.supxlabel("seconds of training")
+    figure.supylabel("rollout error on held-out trajectories (relative L2)")
+    return figure

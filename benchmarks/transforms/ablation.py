@@ -1,0 +1,279 @@
+"""Where, when and why transforms that learn are better than the Fourier transform.
+
+    python benchmarks/transforms/ablation.py [--workers 2] [--hours H] [--inputs DIR]
+
+The same network, data, order of the batches and optimiser (AdamW, peak rate 5e-3, cosine schedule, batch 20,
+one step ahead); what differs is which transforms may learn, and how fast. ``--inputs`` is the directory of
+neuraloperator's mini files ``darcy_{train,test}_16.pt`` and ``burgers_{train,test}_16.pt``; without it those
+two problems are left out. Resumable: a training that is done is not repeated, and ``--hours`` begins none
+after that time. Every start writes ``benchmarks/results/transform_ablation.*`` with what there is.
+"""
+
+import argparse
+import datetime
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from problems import PROBLEMS, Problem
+from torch import Tensor
+from variants import VARIANTS, Variant, departures, transforms
+
+from monarch_sciml.pde.metrics import relative_l2
+from monarch_sciml.pde.models import FramePredictor, ModelConfig, count_parameters
+from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
+from monarch_sciml.training import read_json, write_json
+from monarch_sciml.training.plots import draw_curves, new_figure, plain, save_figure, save_transform
+from monarch_sciml.training.run import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "runs" / "transform_ablation"
+SEEDS = (0, 1, 2)
+RATE, BATCH = 5e-3, 20
+FEW = ("fixed", "x0.3", "x1", "dense")
+# every variant where it is cheap, the main ones elsewhere
+WANTED = {
+    "torus": tuple(VARIANTS),
+    "torus-500": ("fixed", "x0.3"),
+    "torus-1e-4": ("fixed", "x0.3", "fixed-noise", "noise"),
+    "basin": (*FEW, "penalty"),
+    "burgers": FEW,
+    "darcy": FEW,
+    "burgers-periodic": FEW,
+}
+PICTURED = (("torus", "x0.3"), ("basin", "x0.3"))
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training."""
+
+    problem: str
+    variant: str
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        """Where the result is kept."""
+        return RUNS / f"{self.problem}-{self.variant}-{self.seed}.json"
+
+
+def run(case: Case, stop: float, inputs: Path | None) -> Result | None:
+    """Train, or find it trained; nothing that would begin after the time is up."""
+    if case.path.exists():
+        return read_json(case.path)
+    if time.time() > stop:
+        return None
+    torch.set_num_threads(1)
+    problem, variant = PROBLEMS[case.problem], VARIANTS[case.variant]
+    training, held_out = (torch.stack([*part]) for part in problem.split(inputs))
+    model = build(problem, training, case.seed)
+    variant.change(model)
+    curve = train(model, training, held_out, problem, variant, case.seed)
+    change, nonunitarity = departures(model)
+    result = {
+        "problem": case.problem,
+        "variant": case.variant,
+        "seed": case.seed,
+        "parameters": count_parameters(model),
+        "departure": change,
+        "nonunitarity": nonunitarity,
+        "curve": curve,
+    }
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if (case.problem, case.variant) in PICTURED and case.seed == 0:
+        save_transform(RESULTS / f"transform_ablation_{case.problem}.png", model)
+    write_json(case.path, result)
+    last = curve[-1]
+    print(f"{case.path.stem}: {last['seconds']:.0f} s, rollout {last['rollout']:.4f}", flush=True)
+    return result
+
+
+def build(problem: Problem, training: Tensor, seed: int) -> FramePredictor:
+    """The FNO-Monarch of ``monarch-sciml pde train``: before its training, an FNO."""
+    torch.manual_seed(seed)
+    return ModelConfig(
+        kind="fno-monarch",
+        grid=tuple(training.shape[3:]),
+        channels=1,
+        n_in=1,
+        modes=problem.modes,
+        width=problem.width,
+        layers=4,
+        scale=float(training.std()),
+        residual=problem.residual,
+    ).build()
+
+
+def train(
+    model: FramePredictor, training: Tensor, held_out: Tensor, problem: Problem, variant: Variant, seed: int
+) -> list[Result]:
+    """Markov training; errors after every tenth of the epochs, with the CPU seconds so far."""
+    x, y = training[:, :-1].flatten(0, 1)[:, None], training[:, 1:].flatten(0, 1)
+    learned = {p: None for t in transforms(model) for p in t.parameters() if p.requires_grad}
+    start = {p: p.detach().clone() for p in learned}
+    rest = [p for p in model.parameters() if p.requires_grad and p not in learned]
+    groups = [{"params": rest, "lr": RATE}, {"params": [*learned], "lr": RATE * variant.rate}]
+    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=1e-4)
+    steps = -(-len(x) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, problem.epochs * steps)
+    draw = torch.Generator().manual_seed(seed)
+    curve, seconds = [], 0.0
+    for epoch in range(1, problem.epochs + 1):
+        began, total = time.process_time(), 0.0
+        for some in torch.randperm(len(x), generator=draw).split(BATCH):
+            frames = x[some]
+            if variant.noise:
+                size = variant.noise * model.config.scale
+                frames = frames + size * torch.randn(frames.shape, generator=draw)
+            loss = relative_l2(model(frames), y[some]).mean()
+            total += float(loss.detach()) * len(some)
+            if variant.penalty:
+                loss = loss + variant.penalty * sum((p - q).square().sum() for p, q in start.items())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        seconds += time.process_time() - began
+        if epoch % max(1, problem.epochs // 10) == 0 or epoch == problem.epochs:
+            row = {"epoch": epoch, "seconds": seconds, "training": total / len(x)}
+            curve.append({**row, **errors(model, held_out)})
+    return curve
+
+
+@torch.no_grad()
+def errors(model: FramePredictor, held_out: Tensor) -> dict[str, float]:
+    """Relative L2 one step ahead, and over the whole rollout."""
+    _, _, blocks = rollout_errors(model, held_out, 1)
+    return {"one_step": float(one_step_errors(model, held_out, 1).mean()), "rollout": float(blocks.mean())}
+
+
+def main() -> None:
+    """Train and report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time (default: 2)")
+    parser.add_argument("--hours", type=float, default=float("inf"), help="begin no training after so long")
+    parser.add_argument("--inputs", type=Path, help="directory of neuraloperator's mini files")
+    options = parser.parse_args()
+    stop = time.time() + 3600 * options.hours
+    names = [n for n in WANTED if options.inputs or n not in ("darcy", "burgers-periodic")]
+    for name in names:
+        PROBLEMS[name].read(options.inputs)  # generated here, once
+    cases = [Case(n, v, seed) for seed in SEEDS for n in names for v in WANTED[n]]
+    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(run, cases, repeat(stop), repeat(options.inputs))
+        results = {case: result for case, result in zip(cases, found, strict=True) if result}
+    report(results, len(cases))
+
+
+# ---------------------------------------------------------------------------------------------------- report
+
+
+def report(results: dict[Case, Result], total: int) -> None:
+    """Write ``transform_ablation.{md,json,png}``."""
+    lines = [
+        "# Which transforms learn, where it helps, and when",
+        "",
+        "One network, one order of the batches, one optimiser for all rows of a table: see ",
+        "`benchmarks/transforms/`. Relative L2 errors on held-out trajectories, mean ± standard deviation",
+        f"over seeds; n is their number. {len(results)} of {total} trainings are done. Seconds are those of",
+        "one CPU thread in training. *To the FNO's error*: seconds after which the rollout error is first as",
+        "low as that of the fixed transforms at the end of their training. Reproduce: `make ablation`.",
+        "",
+        "![Rollout error against time](transform_ablation.png)",
+        "",
+    ]
+    for name in dict.fromkeys(case.problem for case in results):
+        problem = PROBLEMS[name]
+        lines += [f"## {problem.title}", "", f"{problem.epochs} epochs, {problem.modes} modes.", ""]
+        lines += [*table(name, results), ""]
+    about = {**environment(), "threads of a training": 1, "date": datetime.date.today().isoformat()}
+    lines += [", ".join(f"{key} {value}" for key, value in about.items()) + "."]
+    (RESULTS / "transform_ablation.md").write_text("\n".join(lines) + "\n")
+    write_json(RESULTS / "transform_ablation.json", {"environment": about, "runs": list(results.values())})
+    plot(results)
+
+
+def rows(name: str, results: dict[Case, Result]) -> dict[str, list[Result]]:
+    """Of each variant of a problem, the results of its seeds."""
+    found = {v: [results[c] for s in SEEDS if (c := Case(name, v, s)) in results] for v in WANTED[name]}
+    return {variant: mine for variant, mine in found.items() if mine}
+
+
+def table(name: str, results: dict[Case, Result]) -> Iterator[str]:
+    """All variants of a problem."""
+    yield (
+        "| transforms | n | parameters | training, s | training error | one-step | rollout | against fixed "
+        "| to the FNO's error, s | ‖W − F‖/‖F‖ | ‖WWᴴ − I‖/√m |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    found = rows(name, results)
+    for variant, mine in found.items():
+        last = [result["curve"][-1] for result in mine]
+        rollouts = [row["rollout"] for row in last]
+        spread = f" ± {stdev(rollouts):.4f}" if len(mine) > 1 else ""
+        fixed = {r["seed"]: r["curve"][-1]["rollout"] for r in found.get("fixed", [])}
+        pairs = [(r["curve"][-1]["rollout"], fixed[r["seed"]]) for r in mine if r["seed"] in fixed]
+        against = (
+            f"{100 * (mean(a for a, _ in pairs) / mean(b for _, b in pairs) - 1):+.0f} %" if pairs else ""
+        )
+        yield (
+            f"| {VARIANTS[variant].title} | {len(mine)} | {mine[0]['parameters']:,} "
+            f"| {mean(row['seconds'] for row in last):.0f} | {mean(row['training'] for row in last):.4f} "
+            f"| {mean(row['one_step'] for row in last):.4f} | {mean(rollouts):.4f}{spread} "
+            f"| {'' if variant == 'fixed' else against} | {time_to(mine, fixed)} "
+            f"| {mean(r['departure'] for r in mine):.3f} | {mean(r['nonunitarity'] for r in mine):.3f} |"
+        )
+
+
+def time_to(mine: list[Result], targets: dict[int, float]) -> str:
+    """Mean seconds until the error of the fixed transforms is reached; a dash if a seed never does."""
+    seconds = []
+    for result in mine:
+        if result["seed"] not in targets:
+            continue
+        reached = [r["seconds"] for r in result["curve"] if r["rollout"] <= targets[result["seed"]]]
+        if not reached:
+            return "–"
+        seconds.append(reached[0])
+    return f"{mean(seconds):.0f}" if seconds else ""
+
+
+def plot(results: dict[Case, Result]) -> None:
+    """Rollout error on held-out trajectories against seconds of training, a panel for each problem."""
+    names = list(dict.fromkeys(case.problem for case in results))
+    figure = new_figure(13, 3.4 * -(-len(names) // 3) + 0.3)
+    panels = figure.subplots(-(-len(names) // 3), min(3, len(names)), squeeze=False).flatten()
+    for axes, name in zip(panels, names, strict=False):
+        found, curves = rows(name, results), {}
+        for variant in (v for v in ("fixed", "x0.3", "x1", "dense", "tied", "noise") if v in found):
+            seconds, error = (
+                np.array([[row[key] for row in r["curve"]] for r in found[variant]])
+                for key in ("seconds", "rollout")
+            )
+            curves[VARIANTS[variant].title] = (seconds.mean(0), error)
+        axes.set_yscale("log")
+        axes.set_title(PROBLEMS[name].title, fontsize=9)
+        plain(axes)
+        draw_curves(axes, curves)
+        axes.legend(frameon=False, fontsize=7)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel("seconds of training on one CPU thread")
+    figure.supylabel("rollout error on held-out trajectories (relative L2)")
+    save_figure(figure, RESULTS / "transform_ablation.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

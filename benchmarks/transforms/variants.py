@@ -1,0 +1,124 @@
+"""One network with its transforms tied, shared, dense, held back …: what of their freedom is it that helps?
+
+A variant changes an FNO-Monarch in place before its training; before that, all of them are the same FNO.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from monarch_sciml.linalg import balanced_factors, project
+from monarch_sciml.nn import LearnedTransform, MonarchSpectralConv
+
+
+def layers(model: nn.Module) -> list[MonarchSpectralConv]:
+    """The spectral convolutions."""
+    return [m for m in model.modules() if isinstance(m, MonarchSpectralConv)]
+
+
+def transforms(model: nn.Module) -> Iterator[LearnedTransform]:
+    """Every transform, of each axis, direction and layer."""
+    return (m for m in model.modules() if isinstance(m, LearnedTransform))
+
+
+def as_it_is(model: nn.Module) -> None:
+    """Two Monarch factors for each axis, direction and layer."""
+
+
+def fixed(model: nn.Module) -> None:
+    """The FFT's values: an FNO."""
+    for transform in transforms(model):
+        transform.requires_grad_(False)
+
+
+def tied(model: nn.Module) -> None:
+    """Synthesis is the adjoint of analysis."""
+    for layer in layers(model):
+        for analysis, synthesis in zip(layer.analysis, layer.synthesis, strict=True):
+            synthesis.L, synthesis.R = analysis.L, analysis.R
+
+
+def shared(model: nn.Module) -> None:
+    """All layers have the transforms of the first."""
+    first, *others = layers(model)
+    for layer in others:
+        layer.analysis, layer.synthesis = first.analysis, first.synthesis
+
+
+def synthesis_only(model: nn.Module) -> None:
+    """Analysis stays the DFT."""
+    for layer in layers(model):
+        layer.analysis.requires_grad_(False)
+
+
+def dense(model: nn.Module) -> None:
+    """Every entry of the truncated matrix is free: an upper bound for any factorisation."""
+    for transform in transforms(model):
+        transform.densify_()
+
+
+def uneven(model: nn.Module) -> None:
+    """Factors of blocks as unequal as possible, n = 2 · n/2; the DFT has an exact form for every split."""
+    for transform in transforms(model):
+        split(transform, 2)
+
+
+@torch.no_grad()
+def split(transform: LearnedTransform, p: int) -> None:
+    """The same matrix with other block sizes, n = p·q: its projection, which is exact for a DFT."""
+    q, rows = transform.n // p, -(-transform.n_modes // p) * p
+    assert balanced_factors(transform.n) != (p, q)
+    full = LearnedTransform(transform.n, rows, transform.first, learned=False).double()
+    W = torch.complex(*full()).reshape(rows, p, q).mT.flatten(1)  # columns sorted by (j2, j1)
+    M = project(W, (p, q))
+    scale = torch.linalg.vector_norm(M.R) / M.R.numel() ** 0.5 * p**0.5  # R as large as in the even split
+    L, R = (torch.view_as_real(factor.resolve_conj()).float() for factor in (M.L * scale, M.R / scale))
+    transform.L, transform.R = nn.Parameter(L.contiguous()), nn.Parameter(R.contiguous())
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the model, the learning rate of the transforms relative to the rest, and what else."""
+
+    title: str
+    change: Callable[[nn.Module], None] = as_it_is
+    rate: float = 0.3
+    penalty: float = 0.0
+    """λ of λ Σ ‖factor − its initial value‖²."""
+    noise: float = 0.0
+    """On the input, in standard deviations of the data."""
+
+
+VARIANTS = {
+    "fixed": Variant("fixed, the FNO", fixed),
+    "x0.1": Variant("learned, rate × 0.1", rate=0.1),
+    "x0.3": Variant("learned, rate × 0.3"),
+    "x1": Variant("learned, rate × 1", rate=1.0),
+    "x3": Variant("learned, rate × 3", rate=3.0),
+    "tied": Variant("tied: synthesis is the adjoint of analysis", tied),
+    "shared": Variant("shared by all layers", shared),
+    "synthesis": Variant("synthesis only", synthesis_only),
+    "dense": Variant("dense matrices", dense),
+    "uneven": Variant("factors n = 2 · n/2", uneven),
+    "penalty": Variant("pulled towards the DFT, λ = 1e-3", penalty=1e-3),
+    "fixed-noise": Variant("fixed, noise on the input", fixed, noise=0.01),
+    "noise": Variant("learned, noise on the input", noise=0.01),
+}
+
+
+def departures(model: nn.Module) -> tuple[float, float]:
+    """Mean over transforms of ‖W − F‖ / ‖F‖ and of ‖W Wᴴ − I‖ / √m: how far from Fourier, from unitary."""
+    changes, products = [], []
+    for t in transforms(model):
+        W = torch.complex(*t().detach().double()) / t.scale
+        F = torch.complex(*LearnedTransform(t.n, t.n_modes, t.first, learned=False).double()())
+        changes.append(relative(W, F))
+        products.append(float(torch.linalg.matrix_norm(W @ W.mH - torch.eye(len(W)))) / len(W) ** 0.5)
+    return sum(changes) / len(changes), sum(products) / len(products)
+
+
+def relative(A: Tensor, B: Tensor) -> float:
+    """‖A − B‖ / ‖B‖, Frobenius."""
+    return float(torch.linalg.matrix_norm(A - B) / torch.linalg.matrix_norm(B))

@@ -1,0 +1,135 @@
+"""The ablation of learned transforms: its variants, its data, and a run of it at tiny settings."""
+
+import math
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from monarch_sciml.pde.datasets import TrajectoryDataset
+from monarch_sciml.pde.models import ModelConfig, count_parameters
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "transforms"
+SCRIPTS = ("ablation", "problems", "variants")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import one of the scripts, which find each other in their own folder; forget them afterwards."""
+    monkeypatch.syspath_prepend(FOLDER)
+    threads = torch.get_num_threads()
+    yield import_module
+    torch.set_num_threads(threads)
+    for name in SCRIPTS:
+        sys.modules.pop(name, None)
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return ModelConfig("fno-monarch", (16, 16), channels=1, n_in=1, modes=8, width=4, layers=4).build()
+
+
+def test_all_variants_begin_as_the_same_operator(script):
+    variants, x = script("variants"), torch.randn(2, 1, 1, 16, 16)
+    expected = model()(x)
+    for name, variant in variants.VARIANTS.items():
+        changed = model()
+        variant.change(changed)
+        torch.testing.assert_close(changed(x), expected, rtol=0, atol=1e-5, msg=name)
+        departure, nonunitarity = variants.departures(changed)
+        assert departure < 1e-6, name
+        assert nonunitarity < 1e-5, name
+
+
+def test_variants_free_as_many_numbers_as_they_say(script):
+    variants = script("variants")
+    every = {t: sum(p.numel() for p in t.parameters()) for t in variants.transforms(model())}
+    total, of_layers = sum(every.values()), count_parameters(model()) - sum(every.values())
+    free = {}
+    for name in ("fixed", "tied", "shared", "synthesis", "dense", "uneven"):
+        changed = model()
+        variants.VARIANTS[name].change(changed)
+        free[name] = count_parameters(changed) - of_layers
+    assert free["fixed"] == 0
+    assert free["tied"] == free["synthesis"] == total / 2
+    assert free["shared"] == total / 4
+    # 8 of 16 frequencies one way, 5 the other; two directions, four layers, real and imaginary
+    assert free["dense"] == (8 + 5) * 16 * 2 * 4 * 2
+    # L (2, ⌈m/2⌉, 8) and R (8, 2, 2)
+    assert free["uneven"] == ((2 * 4 * 8 + 32) + (2 * 3 * 8 + 32)) * 2 * 4 * 2
+
+
+def test_the_basin_has_walls(script):
+    problems = script("problems")
+    generator = torch.Generator().manual_seed(0)
+    w = problems.wind_driven(2, 32, [0.5, 1.0], generator)
+    assert w.shape == (2, 2, 16, 16)
+    walls = torch.cat((w[..., 0, :], w[..., :, 0]), dim=-1)
+    assert walls.abs().max() < 1e-5 * w.abs().max()
+    # the other two walls lie beyond the last point, where the field is odd as well
+    field = problems.odd(torch.randn(1, 32, 32, dtype=torch.float64), -1)
+    torch.testing.assert_close(field[..., 17:], -field[..., 1:16].flip(-1))
+    assert not torch.allclose(w[:, 0], w[:, 1])
+
+
+def test_burgers_between_fixed_ends_against_finite_differences(script):
+    k = torch.arange(1, 65, dtype=torch.float64) * math.pi
+    c = (torch.randn(1, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)) / (k**2 + 25)
+    c = c / c.square().sum().sqrt() * 2**0.5
+    found = script("problems").between_fixed_ends(c, frames=4, points=400)
+    n = 400
+    x = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    u0 = (c @ (k[:, None] * x).sin())[0]
+    torch.testing.assert_close(found[0, 0], u0)
+
+    def tendency(_, u):
+        u = torch.from_numpy(u)
+        ghost = torch.cat((-u[:1], u, -u[-1:]))  # zero on the ends, half a cell outside
+        flux = ghost.square() / 2
+        change = 0.01 * (ghost[2:] - 2 * ghost[1:-1] + ghost[:-2]) * n**2 - (flux[2:] - flux[:-2]) * n / 2
+        return change.numpy()
+
+    solution = solve_ivp(tendency, (0, 0.3), u0.numpy(), method="LSODA", rtol=1e-7, atol=1e-9)
+    expected = torch.from_numpy(solution.y[:, -1])
+    assert torch.linalg.vector_norm(found[0, 3] - expected) < 2e-3 * torch.linalg.vector_norm(expected)
+
+
+def test_trains_once_and_reports_what_is_done(script, tmp_path, monkeypatch, capsys):
+    ablation = script("ablation")
+    generator = torch.Generator().manual_seed(0)
+
+    def read(_):
+        return TrajectoryDataset.from_array(torch.randn(4, 3, 8, 8, generator=generator))
+
+    tiny = replace(ablation.PROBLEMS["torus"], read=read, n_train=2, n_test=2, epochs=2, modes=4, width=4)
+    monkeypatch.setitem(ablation.PROBLEMS, "torus", tiny)
+    monkeypatch.setattr(ablation, "RUNS", tmp_path)
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path)
+    cases = [ablation.Case("torus", name, 0) for name in ("fixed", "x0.3", "noise")]
+    assert ablation.run(cases[0], 0.0, None) is None  # too late
+    results = {case: ablation.run(case, math.inf, None) for case in cases}
+    assert [row["epoch"] for row in results[cases[0]]["curve"]] == [1, 2]
+    assert results[cases[0]]["departure"] < 1e-6 < results[cases[1]]["departure"]
+    assert ablation.run(cases[1], 0.0, None) == results[cases[1]]  # found, not trained again
+    ablation.report(results, total=9)
+    text = (tmp_path / "transform_ablation.md").read_text()
+    assert "3 of 9 trainings are done" in text
+    assert text.count("\n| ") == 1 + len(cases)
+    assert (tmp_path / "transform_ablation.png").stat().st_size > 10_000
+    assert (tmp_path / "transform_ablation_torus.png").exists()
+
+
+def test_given_data_need_a_directory(script):
+    with pytest.raises(FileNotFoundError, match="--inputs"):
+        script("problems").given("darcy")(None)
+
+
+def test_the_same_problems_and_variants_everywhere(script):
+    ablation = script("ablation")
+    assert ablation.WANTED.keys() == ablation.PROBLEMS.keys()
+    assert set(ablation.WANTED["torus"]) == ablation.VARIANTS.keys()
+    assert all("fixed" in names for names in ablation.WANTED.values())
