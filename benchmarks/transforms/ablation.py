@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from problems import PROBLEMS, Problem
 from torch import Tensor
-from variants import VARIANTS, Variant, departures, transforms
+from variants import VARIANTS, Variant, departures, layers, transforms
 
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, ModelConfig, count_parameters
@@ -119,11 +119,8 @@ def train(
 ) -> list[Result]:
     """Markov training; errors after every tenth of the epochs, with the CPU seconds so far."""
     x, y = training[:, :-1].flatten(0, 1)[:, None], training[:, 1:].flatten(0, 1)
-    learned = {p: None for t in transforms(model) for p in t.parameters() if p.requires_grad}
-    start = {p: p.detach().clone() for p in learned}
-    rest = [p for p in model.parameters() if p.requires_grad and p not in learned]
-    groups = [{"params": rest, "lr": RATE}, {"params": [*learned], "lr": RATE * variant.rate}]
-    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=1e-4)
+    start = {p: p.detach().clone() for t in transforms(model) for p in t.parameters() if p.requires_grad}
+    optimiser = torch.optim.AdamW(groups(model, variant), weight_decay=1e-4)
     steps = -(-len(x) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, problem.epochs * steps)
     draw = torch.Generator().manual_seed(seed)
@@ -148,6 +145,14 @@ def train(
             row = {"epoch": epoch, "seconds": seconds, "training": total / len(x)}
             curve.append({**row, **errors(model, held_out)})
     return curve
+
+
+def groups(model: FramePredictor, variant: Variant) -> list[Result]:
+    """Parameters with their learning rates: transforms, spectral weights, the rest."""
+    rates = {p: RATE for p in model.parameters() if p.requires_grad}
+    rates |= {layer.weight: RATE * variant.spectral for layer in layers(model)}
+    rates |= {p: RATE * variant.rate for t in transforms(model) for p in t.parameters() if p in rates}
+    return [{"params": [p for p in rates if rates[p] == rate], "lr": rate} for rate in {*rates.values()}]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from monarch_sciml.linalg import balanced_factors, project
 from monarch_sciml.nn import LearnedTransform, MonarchSpectralConv
@@ -59,6 +60,25 @@ def dense(model: nn.Module) -> None:
         transform.densify_()
 
 
+def gains(model: nn.Module) -> None:
+    """The DFT times one learned number per frequency, axis, direction and layer: no other functions."""
+    for transform in transforms(model):
+        transform.requires_grad_(False)
+        register_parametrization(transform, "L", Gains(transform.L))
+
+
+class Gains(nn.Module):
+    """A factor per row of W, (c, ℓ) of L, that begins as 1."""
+
+    def __init__(self, L: Tensor):
+        super().__init__()
+        self.gains = nn.Parameter(L.new_ones(*L.shape[:2], 1, 1))
+
+    def forward(self, L: Tensor) -> Tensor:
+        """The rows in their weight."""
+        return L * self.gains
+
+
 def uneven(model: nn.Module) -> None:
     """Factors of blocks as unequal as possible, n = 2 · n/2; the DFT has an exact form for every split."""
     for transform in transforms(model):
@@ -87,12 +107,16 @@ class Variant:
     rate: float = 0.3
     penalty: float = 0.0
     """λ of λ Σ ‖factor − its initial value‖²."""
+    spectral: float = 1.0
+    """Learning rate of the spectral weights, relative to the rest as well."""
     noise: float = 0.0
     """On the input, in standard deviations of the data."""
 
 
 VARIANTS = {
     "fixed": Variant("fixed, the FNO", fixed),
+    "fixed-fast": Variant("fixed, spectral weights × 3", fixed, spectral=3.0),
+    "gains": Variant("fixed, a learned gain per frequency", gains, rate=1.0),
     "x0.1": Variant("learned, rate × 0.1", rate=0.1),
     "x0.3": Variant("learned, rate × 0.3"),
     "x1": Variant("learned, rate × 1", rate=1.0),

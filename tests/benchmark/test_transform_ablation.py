@@ -50,17 +50,33 @@ def test_variants_free_as_many_numbers_as_they_say(script):
     every = {t: sum(p.numel() for p in t.parameters()) for t in variants.transforms(model())}
     total, of_layers = sum(every.values()), count_parameters(model()) - sum(every.values())
     free = {}
-    for name in ("fixed", "tied", "shared", "synthesis", "dense", "uneven"):
+    for name in ("fixed", "tied", "shared", "synthesis", "dense", "uneven", "gains"):
         changed = model()
         variants.VARIANTS[name].change(changed)
         free[name] = count_parameters(changed) - of_layers
     assert free["fixed"] == 0
+    assert free["gains"] == (8 + 8) * 2 * 4  # factors hold rows in fours, of which the last three are unused
     assert free["tied"] == free["synthesis"] == total / 2
     assert free["shared"] == total / 4
     # 8 of 16 frequencies one way, 5 the other; two directions, four layers, real and imaginary
     assert free["dense"] == (8 + 5) * 16 * 2 * 4 * 2
     # L (2, ⌈m/2⌉, 8) and R (8, 2, 2)
     assert free["uneven"] == ((2 * 4 * 8 + 32) + (2 * 3 * 8 + 32)) * 2 * 4 * 2
+
+
+def test_every_number_that_learns_has_one_learning_rate(script):
+    ablation, variants = script("ablation"), script("variants")
+    for variant in variants.VARIANTS.values():
+        changed = model()
+        variant.change(changed)
+        groups = ablation.groups(changed, variant)
+        assert sum(p.numel() for group in groups for p in group["params"]) == count_parameters(changed)
+        rates = {p: group["lr"] / ablation.RATE for group in groups for p in group["params"]}
+        assert all(
+            rates[layer.weight] == pytest.approx(variant.spectral) for layer in variants.layers(changed)
+        )
+        learned = [p for t in variants.transforms(changed) for p in t.parameters() if p.requires_grad]
+        assert all(rates[p] == pytest.approx(variant.rate) for p in learned)
 
 
 def test_the_basin_has_walls(script):
