@@ -15,7 +15,7 @@ from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_sp
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
-from monarch_sciml.training import check_device, check_run, create_run, is_finished
+from monarch_sciml.training import check_device, check_run, check_settings, create_run, is_finished
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
@@ -84,20 +84,7 @@ class TrainConfig:
     """No progress bar and no epochs; print the run directory alone."""
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{name} of at least {least}", str(value), f"raise {option}")
-        for name, most in MOST.items():
-            value = getattr(self, name)
-            if value is not None and value > most:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{name} of at most {most}", str(value), f"lower {option}")
-        if self.seed >= 2**32:
-            raise InputError("a seed below 2**32", str(self.seed), "lower --seed")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise InputError("a positive learning_rate", str(self.learning_rate), "raise --learning-rate")
+        check_settings(self, LEAST, MOST)
 
     @property
     def n_in(self) -> int:

@@ -7,6 +7,7 @@ from monarch_sciml.training.export import load_weights, save_model
 from monarch_sciml.training.run import (
     check_device,
     check_run,
+    check_settings,
     create_run,
     is_finished,
     read_config,
@@ -17,6 +18,7 @@ from monarch_sciml.training.run import (
 __all__ = [
     "check_device",
     "check_run",
+    "check_settings",
     "create_run",
     "is_finished",
     "load_weights",

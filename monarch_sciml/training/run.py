@@ -22,6 +22,7 @@ from monarch_sciml.training.files import whole_file
 __all__ = [
     "check_device",
     "check_run",
+    "check_settings",
     "create_run",
     "is_finished",
     "read_config",
@@ -112,6 +113,25 @@ def _enter(out: Path, config: Any, data: Mapping[str, Any]) -> None:
         raise InputError(
             "an output directory that can be written", str(error), "choose another --out"
         ) from None
+
+
+def check_settings(config: Any, least: Mapping[str, float], most: Mapping[str, float]) -> None:
+    """Refuse a setting outside its bounds, where it has a value; seeds beyond 32 bits, learning rates of 0.
+
+    ``config`` has a ``seed`` and a ``learning_rate``. Raises ``InputError`` with the option to change.
+    """
+    for name in {**least, **most}:
+        value, option = getattr(config, name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if name in least and not value >= least[name]:
+            raise InputError(f"{name} of at least {least[name]}", str(value), f"raise {option}")
+        if name in most and value > most[name]:
+            raise InputError(f"{name} of at most {most[name]}", str(value), f"lower {option}")
+    if config.seed >= 2**32:
+        raise InputError("a seed below 2**32", str(config.seed), "lower --seed")
+    if config.learning_rate is not None and not config.learning_rate > 0:
+        raise InputError("a positive learning_rate", str(config.learning_rate), "raise --learning-rate")
 
 
 def check_device(device: str) -> None:
