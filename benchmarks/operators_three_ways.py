@@ -5,7 +5,7 @@
 Each trained network is trained on for a little as it is (the control), and after a change of its structure:
 Fourier transforms become learned Monarch transforms, which loses nothing; dense layers are projected onto
 Monarch matrices; Monarch transforms are multiplied out to dense matrices. Three seeds. Navier–Stokes at
-ν = 1e-3, 32 × 32, the setting of ``make demo``; MRI as in ``benchmarks/mri_quality.py``, whose data and
+ν = 1e-3, 32 × 32, the setting of ``make demo``; MRI as in ``benchmarks/paper_mri/``, whose data and
 trained networks it uses. One thread per training; resumable. Writes
 ``benchmarks/results/operators_three_ways.*``.
 """
@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "operators_three_ways"
 RUNS = ROOT / "runs" / "three_ways"
 FLOW = ROOT / "data" / "demo_ns_V1e-3.h5"
-SCANS = ROOT / "data" / "mri_quality"
+SCANS = ROOT / "data" / "paper_mri"
 SEEDS = (0, 1, 2)
 RATE = {"pde": 1e-3, "mri": 3e-4}
 """Peak learning rates, a fifth and a third of those of the training before."""
@@ -164,10 +164,10 @@ def flow_problem(case: Case):
 
 
 def scan_problem(case: Case):
-    """A reconstruction network at 4× and 8×, trained by ``benchmarks/mri_quality.py`` or alike here."""
+    """A reconstruction network at 4× and 8×, trained by ``benchmarks/paper_mri/`` or alike here."""
     sampling = MaskConfig("poisson", (4.0, 8.0), (0.12, 0.12))
     name = f"{case.base}-4x-8x-5epochs-{case.seed}"
-    earlier = ROOT / "runs" / "mri_quality" / name
+    earlier = ROOT / "runs" / "paper_mri" / name
     config = mri.TrainConfig(
         data=SCANS,
         out=earlier if (earlier / "model").exists() else RUNS / name,
