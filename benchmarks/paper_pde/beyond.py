@@ -123,4 +123,5 @@ def plot(results: dict[Case, Beyond]) -> Figure:
     for axes, curves in ((left, frames), (right, spectra)):
         plain(axes)
         draw_curves(axes, curves)
+        axes.get_legend().set_loc("lower right" if axes is left else "lower left")
     return figure

@@ -126,9 +126,12 @@ class Case:
     seed: int
     n_train: int
     modes: int
+    every: int | None = None
+    """Of the stored grid points one in so many, if not as in ``Scale``."""
 
     def __str__(self) -> str:
-        return f"{self.model}-{self.viscosity}-{self.protocol}-n{self.n_train}-m{self.modes}-s{self.seed}"
+        name = f"{self.model}-{self.viscosity}-{self.protocol}-n{self.n_train}-m{self.modes}-s{self.seed}"
+        return name if self.every is None else f"{name}-every{self.every}"
 
 
 Tables = dict[str, list[list[Case]]]  # rows of every table, a case for each seed
@@ -146,6 +149,8 @@ def tables(scale: Scale) -> Tables:
         "protocol-B": [row(model, viscosity, "B") for viscosity, model in every],
         "data": [row(model, "1e-3", "B", n_train=n) for n in scale.n_trains for model in BOTH],
         "modes": [row(model, "1e-3", "B", modes=m) for m in scale.many_modes for model in BOTH],
+        # 32 × 32 points do not hold what happens at the lowest viscosity
+        "grid": [row(model, "1e-5", "B", every=1) for model in BOTH] if scale.every > 1 else [],
         "protocol-A": [row(model, viscosity, "A") for viscosity, model in every],
     }
 
@@ -175,7 +180,7 @@ def configuration(case: Case, name: str) -> TrainConfig:
         n_test=scale.n_test,
         first_frame=1,
         frames=scale.frames[case.viscosity],
-        every=scale.every,
+        every=case.every or scale.every,
         epochs=max(1, scale.epochs[case.protocol] * scale.n_train // case.n_train),
         seed=case.seed,
         resume=True,

@@ -275,8 +275,8 @@ def plot(results: dict[Case, Result]) -> None:
         axes.legend(frameon=False, fontsize=7)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel("seconds of training on one CPU thread")
-    figure.supylabel("rollout error on held-out trajectories (relative L2)")
+    figure.supxlabel("seconds of training on one CPU thread", fontsize=10)
+    figure.supylabel("rollout error on held-out trajectories", fontsize=10)
     save_figure(figure, RESULTS / "transform_ablation.png", dpi=110)
 
 
