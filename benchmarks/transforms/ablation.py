@@ -38,10 +38,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "runs" / "transform_ablation"
 SEEDS = (0, 1, 2)
 RATE, BATCH = 5e-3, 20
-FEW = ("fixed", "x0.3", "x1", "dense")
+FEW = ("fixed", "fixed-fast", "x0.3", "x1", "dense")
 # every variant where it is cheap, the main ones elsewhere
 WANTED = {
     "torus": tuple(VARIANTS),
+    "torus-frame": tuple(name for name in VARIANTS if name not in ("x3", "penalty", "fixed-noise", "noise")),
     "torus-500": ("fixed", "x0.3"),
     "torus-1e-4": ("fixed", "x0.3", "fixed-noise", "noise"),
     "basin": (*FEW, "penalty"),
@@ -49,6 +50,7 @@ WANTED = {
     "darcy": FEW,
     "burgers-periodic": FEW,
 }
+SHOWN = ("fixed", "fixed-fast", "x0.3", "x1", "gains", "dense", "noise")
 PICTURED = (("torus", "x0.3"), ("basin", "x0.3"))
 Result = dict[str, Any]
 
@@ -262,7 +264,7 @@ def plot(results: dict[Case, Result]) -> None:
     panels = figure.subplots(-(-len(names) // 3), min(3, len(names)), squeeze=False).flatten()
     for axes, name in zip(panels, names, strict=False):
         found, curves = rows(name, results), {}
-        for variant in (v for v in ("fixed", "x0.3", "x1", "dense", "tied", "noise") if v in found):
+        for variant in (v for v in SHOWN if v in found):
             seconds, error = (
                 np.array([[row[key] for row in r["curve"]] for r in found[variant]])
                 for key in ("seconds", "rollout")

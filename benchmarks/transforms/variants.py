@@ -120,6 +120,7 @@ VARIANTS = {
     "x0.1": Variant("learned, rate × 0.1", rate=0.1),
     "x0.3": Variant("learned, rate × 0.3"),
     "x1": Variant("learned, rate × 1", rate=1.0),
+    "fast": Variant("learned, rate × 1, spectral weights × 3", rate=1.0, spectral=3.0),
     "x3": Variant("learned, rate × 3", rate=3.0),
     "tied": Variant("tied: synthesis is the adjoint of analysis", tied),
     "shared": Variant("shared by all layers", shared),
