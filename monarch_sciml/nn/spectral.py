@@ -275,7 +275,7 @@ def use_learned_transforms(model: nn.Module, grid: int | Sequence[int]) -> nn.Mo
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child).__name__ == "SpectralConv" and type(child).__module__.startswith("neuralop.")
+        if is_spectral_conv(child)
     ]
     if not found:
         raise InputError(
@@ -285,6 +285,11 @@ def use_learned_transforms(model: nn.Module, grid: int | Sequence[int]) -> nn.Mo
     for parent, name, child in found:
         setattr(parent, name, layers[id(child)])
     return model
+
+
+def is_spectral_conv(module: nn.Module) -> bool:
+    """Whether it is neuraloperator's layer, which takes seconds to import only to be asked."""
+    return type(module).__name__ == "SpectralConv" and type(module).__module__.startswith("neuralop.")
 
 
 def _per_axis(value: Any, d: int, name: str) -> tuple:

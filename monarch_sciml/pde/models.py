@@ -9,11 +9,20 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.nn import MonarchSpectralConv, use_pointwise_products
+from monarch_sciml.nn.spectral import is_spectral_conv
 from monarch_sciml.pde.baselines import ResNet, TFNet, UNet
 from monarch_sciml.training.hub import Pretrained, read_settings
 from monarch_sciml.training.model_card import About, count
 
-__all__ = ["FramePredictor", "Kind", "ModelConfig", "count_parameters", "fno", "fno_monarch"]
+__all__ = [
+    "FramePredictor",
+    "Kind",
+    "ModelConfig",
+    "count_parameters",
+    "fno",
+    "fno_monarch",
+    "spectral_weights",
+]
 
 Kind = Literal["fno", "fno-monarch", "unet", "tf-net", "resnet"]
 NAMES: dict[Kind, str] = {
@@ -70,6 +79,18 @@ def _body(n_modes: tuple[int, ...], width: int, in_channels: int, out_channels: 
 def count_parameters(model: nn.Module) -> int:
     """Real numbers that are trained: a complex parameter counts twice."""
     return sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters() if p.requires_grad)
+
+
+def spectral_weights(model: nn.Module) -> list[nn.Parameter]:
+    """What mixes the channels of each mode, in spectral convolutions of neuraloperator and this package."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, MonarchSpectralConv):
+            found.append(module.weight)
+        elif is_spectral_conv(module):
+            weight: Any = module.weight  # a parameter, or a factorised one
+            found += [weight] if isinstance(weight, nn.Parameter) else weight.parameters()
+    return found
 
 
 @dataclass(frozen=True)

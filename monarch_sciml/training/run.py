@@ -74,7 +74,9 @@ def check_run(out: Path, config: Any, *, resume: bool) -> None:
             f"a run in {out}",
             "pass --resume to continue it, or choose another --out",
         )
-    settings, before = _as_json(dataclasses.asdict(config)), read_config(out)
+    # a setting that did not exist yet had the value that is the default now
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
+    settings, before = _as_json(dataclasses.asdict(config)), {**_as_json(defaults), **read_config(out)}
     changed = [k for k in settings if k not in NOT_COMPARED and settings[k] != before.get(k)]
     if changed:
         raise InputError(

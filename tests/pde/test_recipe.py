@@ -10,11 +10,10 @@ from small_runs import SETTINGS, assert_same_run, table, weights
 from torch import nn
 from waves import waves
 
-from monarch_sciml import MonarchSpectralConv
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde import recipe
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
-from monarch_sciml.pde.models import FramePredictor
+from monarch_sciml.pde.models import FramePredictor, ModelConfig
 from monarch_sciml.pde.recipe import TrainConfig, split, train
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
 from monarch_sciml.training.batches import Draw, seeded_generator
@@ -274,15 +273,27 @@ def test_optimiser_of_protocol_b():
     assert learning_rates(3, protocol="B")[1][0] == 5e-3
 
 
-def test_transforms_may_have_a_learning_rate_of_their_own(data):
-    config = TrainConfig(data=data, out=Path("run"), **SETTINGS, learning_rate=1e-2, transform_rate=0.1)
-    conv = MonarchSpectralConv(2, 2, (4, 4), grid=(8, 8))
-    optimiser, _ = recipe._optimiser(config)(conv, 3)
-    rates = {p: group["lr"] for group in optimiser.param_groups for p in group["params"]}
-    assert len(rates) == len(list(conv.parameters()))
-    for name, parameter in conv.named_parameters():
-        slow = name.startswith(("analysis", "synthesis"))
-        assert rates[parameter] == pytest.approx(1e-3 if slow else 1e-2), name
+@pytest.mark.parametrize(("transform", "spectral"), [(0.1, 1.0), (1.0, 3.0), (0.1, 3.0), (3.0, 3.0)])
+@pytest.mark.parametrize("kind", ["fno", "fno-monarch"])
+def test_transforms_and_spectral_weights_may_have_learning_rates_of_their_own(
+    data, kind, transform, spectral
+):
+    rates = {"learning_rate": 1e-2, "transform_rate": transform, "spectral_rate": spectral}
+    config = TrainConfig(data=data, out=Path("run"), **SETTINGS, **rates)
+    model = ModelConfig(kind, (8, 8), channels=1, n_in=1, modes=4, width=2, layers=2).build()
+    optimiser, _ = recipe._optimiser(config)(model, 3)
+    found = {p: group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert (
+        len(found) == len(list(model.parameters())) == sum(len(g["params"]) for g in optimiser.param_groups)
+    )
+    seen = set()
+    for name, parameter in model.named_parameters():
+        learned = ".analysis." in name or ".synthesis." in name
+        mixing = ".convs." in name and "weight" in name
+        expected = transform if learned else spectral if mixing else 1
+        assert found[parameter] == pytest.approx(1e-2 * expected), name
+        seen.add((learned, mixing))
+    assert len(seen) == (3 if kind == "fno-monarch" else 2)
 
 
 def test_in_memory_windows_are_what_the_file_holds(data):

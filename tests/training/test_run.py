@@ -91,6 +91,17 @@ def test_changed_settings_are_named(tmp_path):
         check_run(config.out, changed, resume=True)
 
 
+def test_a_setting_that_is_new_had_its_default(tmp_path):
+    config = Config(tmp_path / "run")
+    create_run(config.out, config, DATA)
+    saved = json.loads((config.out / "config.json").read_text())
+    del saved["config"]["rate"]
+    (config.out / "config.json").write_text(json.dumps(saved))
+    check_run(config.out, config, resume=True)
+    with pytest.raises(InputError, match=r"rate=None; found rate=0\.5"):
+        check_run(config.out, replace(config, rate=0.5), resume=True)
+
+
 def test_other_data_are_refused(tmp_path):
     config = Config(tmp_path / "run")
     create_run(config.out, config, DATA)
