@@ -21,6 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
     "protocol-A": "Protocol A: ten frames in, trained through the whole rollout",
     "protocol-B": "Protocol B: one frame in, one step ahead, noise",
+    "rates": "Three times the learning rate for the spectral weights: protocol B",
     "data": "Data efficiency: protocol B at ν = 1e-3, other numbers of trajectories, as many steps",
     "modes": "Modes: protocol B at ν = 1e-3",
     "grid": "The paper's grid, 64 × 64: protocol B at ν = 1e-5",

@@ -53,7 +53,7 @@ def test_every_model_viscosity_and_seed_is_there(paper):
             assert {(c.model, c.viscosity, c.protocol) for c in cases} == {
                 (model, viscosity, protocol) for model in get_args(Kind) for viscosity in paper.cases.SOLVERS
             }
-        for name in ("data", "modes", "grid") if scale.every > 1 else ("data", "modes"):
+        for name in ("data", "modes", "rates", *(["grid"] if scale.every > 1 else [])):
             assert {case.model for row in tables[name] for case in row} == {"fno", "fno-monarch"}
     assert paper.cases.PUBLISHED.keys() == {(m, v) for m in get_args(Kind) for v in paper.cases.SOLVERS}
 
