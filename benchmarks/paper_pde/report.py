@@ -54,9 +54,11 @@ def report(
         "FNO's of the same seed at its end, mean over seeds; a dash where a seed never gets there. Seconds "
         "depend on what else the machine did, errors do not. Reproduce: `make paper-pde`.",
         "",
-        "So few epochs at the published learning rates leave the FNO far from converged; what is left of the",
-        "difference with longer and with tuned trainings is told by [one table](navier_stokes_quality.md)",
-        "and, for other problems, [another](transform_ablation.md).",
+        "**How to read it.** At the published learning rate so few epochs leave the FNO on a plateau; three",
+        "times that rate for its spectral weights alone frees it: see the table of rates. That part of the",
+        "difference is one of training. What is left with tuned and with longer trainings is told by",
+        "[one table](navier_stokes_quality.md) and, for other problems, walls among them, by",
+        "[another](transform_ablation.md).",
     ]
     for table, rows in ((table, rows) for table, rows in chosen.items() if rows):
         lines += ["", f"## {TITLES[table]}", ""]

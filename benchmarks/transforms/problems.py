@@ -144,9 +144,9 @@ def save(path: Path, array: Tensor) -> None:
 PROBLEMS = {
     "torus": Problem("Navier–Stokes on the torus, ν = 1e-3, 100 trajectories", torus("1e-3"), 100, 40, 20),
     "torus-frame": Problem(
-        "the same, predicting frames, not their changes", torus("1e-3"), 100, 40, 10, residual=False
+        "Torus, ν = 1e-3, predicting frames, not their changes", torus("1e-3"), 100, 40, 10, residual=False
     ),
-    "torus-500": Problem("the same, 500 trajectories", torus("1e-3"), 500, 40, 10),
+    "torus-500": Problem("Torus, ν = 1e-3, 500 trajectories", torus("1e-3"), 500, 40, 10),
     "torus-1e-4": Problem(
         "Navier–Stokes on the torus, ν = 1e-4, 200 trajectories", torus("1e-4"), 200, 40, 20
     ),
