@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from problems import PROBLEMS, Problem
 from torch import Tensor
-from variants import VARIANTS, Variant, departures, layers, transforms
+from variants import VARIANTS, Variant, departures, spectral_weights, transforms
 
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, ModelConfig, count_parameters
@@ -39,13 +39,14 @@ RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "runs" / "transform_abla
 SEEDS = (0, 1, 2)
 RATE, BATCH = 5e-3, 20
 FEW = ("fixed", "padded", "fixed-fast", "x0.3", "x1", "dense")
-NOT_OF_FRAMES = ("padded", "x3", "penalty", "fixed-noise", "noise")
+NOT_OF_FRAMES = ("padded", "x3", "penalty", "fixed-noise", "noise", "fixed-blocks", "blocks")
 # every variant where it is cheap, the main ones elsewhere
 WANTED = {
     "torus": tuple(name for name in VARIANTS if name != "padded"),
     "torus-frame": tuple(name for name in VARIANTS if name not in NOT_OF_FRAMES),
     "torus-500": ("fixed", "x0.3"),
-    "torus-1e-4": ("fixed", "x0.3", "fixed-noise", "noise"),
+    "torus-1e-4": ("fixed", "fixed-fast", "x0.3", "fixed-noise", "noise", "fixed-blocks", "blocks"),
+    "torus-1e-5": ("fixed", "fixed-fast", "x0.3", "x1", "fixed-noise", "noise", "fixed-blocks", "blocks"),
     "basin": (*FEW, "penalty"),
     "burgers": FEW,
     "darcy": FEW,
@@ -153,7 +154,7 @@ def train(
 def groups(model: FramePredictor, variant: Variant) -> list[Result]:
     """Parameters with their learning rates: transforms, spectral weights, the rest."""
     rates = {p: RATE for p in model.parameters() if p.requires_grad}
-    rates |= {layer.weight: RATE * variant.spectral for layer in layers(model)}
+    rates |= dict.fromkeys(spectral_weights(model), RATE * variant.spectral)
     rates |= {p: RATE * variant.rate for t in transforms(model) for p in t.parameters() if p in rates}
     return [{"params": [p for p in rates if rates[p] == rate], "lr": rate} for rate in {*rates.values()}]
 

@@ -42,8 +42,11 @@ class Problem:
 
 def torus(viscosity: str) -> Callable[[Path | None], TrajectoryDataset]:
     """Navier–Stokes as in the paper, the files of ``make paper-pde``, on 32 × 32 points."""
-    samples, end = {"1e-3": (540, 50.0), "1e-4": (240, 30.0)}[viscosity]
-    solver = {"solver_resolution": 128, "batch": 8} if viscosity == "1e-4" else {}
+    samples, end, solver = {
+        "1e-3": (540, 50.0, {}),
+        "1e-4": (240, 30.0, {"solver_resolution": 128, "batch": 8}),
+        "1e-5": (240, 20.0, {"solver_resolution": 256, "batch": 4}),
+    }[viscosity]
     config = GenerateConfig(samples=samples, viscosity=float(viscosity), end_time=end, **solver)
 
     def read(_: Path | None) -> TrajectoryDataset:
@@ -149,6 +152,9 @@ PROBLEMS = {
     "torus-500": Problem("Torus, ν = 1e-3, 500 trajectories", torus("1e-3"), 500, 40, 10),
     "torus-1e-4": Problem(
         "Navier–Stokes on the torus, ν = 1e-4, 200 trajectories", torus("1e-4"), 200, 40, 20
+    ),
+    "torus-1e-5": Problem(
+        "Navier–Stokes on the torus, ν = 1e-5, 200 trajectories", torus("1e-5"), 200, 40, 20
     ),
     "basin": Problem("Navier–Stokes in a basin with walls, ν = 1e-4, 200 trajectories", basin, 200, 40, 20),
     "burgers": Problem("Burgers with fixed ends, ν = 0.01, 1000 trajectories", burgers, 1000, 200, 20),

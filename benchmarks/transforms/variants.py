@@ -1,6 +1,7 @@
 """One network with its transforms tied, shared, dense, held back …: what of their freedom is it that helps?
 
-A variant changes an FNO-Monarch in place before its training; before that, all of them are the same FNO.
+A variant changes an FNO-Monarch in place before its training; before that, all of them are the same FNO, except
+those with other modes.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +24,11 @@ def layers(model: nn.Module) -> list[MonarchSpectralConv]:
 def transforms(model: nn.Module) -> Iterator[LearnedTransform]:
     """Every transform, of each axis, direction and layer."""
     return (m for m in model.modules() if isinstance(m, LearnedTransform))
+
+
+def spectral_weights(model: nn.Module) -> list[nn.Parameter]:
+    """What mixes the channels of each mode."""
+    return [p for layer in layers(model) for name, p in layer.named_parameters() if "weight" in name]
 
 
 def as_it_is(model: nn.Module) -> None:
@@ -102,6 +108,48 @@ class Gains(nn.Module):
         return L * self.gains
 
 
+def blocks(model: nn.Module) -> None:
+    """Every mode of the grid; channels mix in four groups, for as many numbers as half the modes hold."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, MonarchSpectralConv):
+                setattr(parent, name, in_blocks(layer, 4))
+
+
+def fixed_blocks(model: nn.Module) -> None:
+    """The same with the FFT's values."""
+    blocks(model)
+    fixed(model)
+
+
+def in_blocks(layer: MonarchSpectralConv, groups: int) -> MonarchSpectralConv:
+    """Another layer with all modes of its grid, of which each mixes channels within groups."""
+    channels = layer.in_channels, layer.out_channels
+    wider = MonarchSpectralConv(*channels, layer.grid, grid=layer.grid)
+    register_parametrization(wider, "weight", Blocks(groups))
+    with torch.no_grad():  # a sum over fewer channels has larger terms
+        wider.parametrizations.weight.original.mul_(groups**0.5)
+    return wider
+
+
+class Blocks(nn.Module):
+    """Blocks (…, groups, in / groups, out / groups, 2) on the diagonal of (…, in, out, 2)."""
+
+    def __init__(self, groups: int):
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """The weight, with zeros between groups."""
+        eye = torch.eye(self.groups, dtype=blocks.dtype)[:, None, :, None, None]
+        return (blocks.unsqueeze(-3) * eye).flatten(-3, -2).flatten(-4, -3)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What lies on the diagonal."""
+        blocks = weight.unflatten(-2, (self.groups, -1)).unflatten(-4, (self.groups, -1))
+        return blocks.diagonal(dim1=-5, dim2=-3).movedim(-1, -4).contiguous()
+
+
 def uneven(model: nn.Module) -> None:
     """Factors of blocks as unequal as possible, n = 2 · n/2; the DFT has an exact form for every split."""
     for transform in transforms(model):
@@ -150,6 +198,8 @@ VARIANTS = {
     "shared": Variant("shared by all layers", shared),
     "synthesis": Variant("synthesis only", synthesis_only),
     "dense": Variant("dense matrices", dense),
+    "blocks": Variant("all modes, channels mix in four groups, learned", blocks),
+    "fixed-blocks": Variant("all modes, channels mix in four groups, fixed", fixed_blocks),
     "uneven": Variant("factors n = 2 · n/2", uneven),
     "penalty": Variant("pulled towards the DFT, λ = 1e-3", penalty=1e-3),
     "fixed-noise": Variant("fixed, noise on the input", fixed, noise=0.01),

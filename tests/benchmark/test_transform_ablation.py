@@ -39,7 +39,7 @@ def test_all_variants_begin_as_the_same_operator(script):
     for name, variant in variants.VARIANTS.items():
         changed = model()
         variant.change(changed)
-        if name == "padded":  # on another domain
+        if name in ("padded", "fixed-blocks", "blocks"):  # on another domain, with other modes
             assert changed(x).shape == expected.shape
         else:
             torch.testing.assert_close(changed(x), expected, rtol=0, atol=1e-5, msg=name)
@@ -67,6 +67,22 @@ def test_variants_free_as_many_numbers_as_they_say(script):
     assert free["uneven"] == ((2 * 4 * 8 + 32) + (2 * 3 * 8 + 32)) * 2 * 4 * 2
 
 
+def test_blocks_have_all_modes_and_mix_channels_in_groups(script):
+    variants, changed = script("variants"), model()
+    variants.blocks(changed)
+    layer = variants.layers(changed)[0]
+    assert layer.n_modes == (16, 16)
+    assert layer.weight.shape == (16, 9, 4, 4, 2)
+    assert variants.spectral_weights(changed)[0].shape == (16, 9, 4, 1, 1, 2)
+    between = ~torch.eye(4, dtype=torch.bool)
+    assert layer.weight[:, :, between].abs().max() == 0 < layer.weight[:, :, ~between].abs().min()
+    both = variants.Blocks(2)
+    weight = torch.randn(3, 2, 4, 3, 2)
+    assert torch.equal(
+        both(both.right_inverse(torch.cat((weight, weight), 3)))[..., :2, :3, :], weight[..., :2, :, :]
+    )
+
+
 def test_every_number_that_learns_has_one_learning_rate(script):
     ablation, variants = script("ablation"), script("variants")
     for variant in variants.VARIANTS.values():
@@ -75,9 +91,9 @@ def test_every_number_that_learns_has_one_learning_rate(script):
         groups = ablation.groups(changed, variant)
         assert sum(p.numel() for group in groups for p in group["params"]) == count_parameters(changed)
         rates = {p: group["lr"] / ablation.RATE for group in groups for p in group["params"]}
-        assert all(
-            rates[layer.weight] == pytest.approx(variant.spectral) for layer in variants.layers(changed)
-        )
+        weights = variants.spectral_weights(changed)
+        assert len(weights) == 4
+        assert all(rates[p] == pytest.approx(variant.spectral) for p in weights)
         learned = [p for t in variants.transforms(changed) for p in t.parameters() if p.requires_grad]
         assert all(rates[p] == pytest.approx(variant.rate) for p in learned)
 
