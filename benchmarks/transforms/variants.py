@@ -1,10 +1,11 @@
-"""One network with its transforms tied, shared, dense, held back …: what of their freedom is it that helps?
+"""One network with its transforms tied, shared, dense, fixed …: what of their freedom is it that helps?
 
-A variant changes an FNO-Monarch in place before its training; before that, all of them are the same FNO, except
-those with other modes.
+A variant changes an FNO-Monarch in place before its training; before that, all of them are the same FNO,
+except those with other modes.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,16 @@ def transforms(model: nn.Module) -> Iterator[LearnedTransform]:
 
 def spectral_weights(model: nn.Module) -> list[nn.Parameter]:
     """What mixes the channels of each mode."""
-    return [p for layer in layers(model) for name, p in layer.named_parameters() if "weight" in name]
+    convolutions = [m for m in model.modules() if isinstance(m, (MonarchSpectralConv, Sines))]
+    return [p for layer in convolutions for name, p in layer.named_parameters() if "weight" in name]
+
+
+def replace(model: nn.Module, other: Callable[[MonarchSpectralConv], nn.Module]) -> None:
+    """Another module in place of every spectral convolution."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, MonarchSpectralConv):
+                setattr(parent, name, other(layer))
 
 
 def as_it_is(model: nn.Module) -> None:
@@ -61,6 +71,50 @@ class Padded(nn.Module):
         for axis, n in enumerate(sizes, start=2):
             wider = wider.narrow(axis, 0, n)
         return wider
+
+
+def small(model: nn.Module) -> None:
+    """An FNO whose spectral weights begin as those of Li et al., between 0 and 1 / (in · out)."""
+    fixed(model)
+    for layer in layers(model):
+        nn.init.uniform_(layer.weight, 0, 1 / (layer.in_channels * layer.out_channels))
+
+
+def sines(model: nn.Module) -> None:
+    """Sine transforms, which are the natural ones between walls where the solution vanishes."""
+    replace(model, Sines)
+
+
+class Sines(nn.Module):
+    """``y = Sᵀ (w · (S x)) + b`` with S_kj = √(2/n) sin(π k x_j), k = 1 … m: as fine as m Fourier modes.
+
+    Real weights (m, …, in, out), about as many numbers as the complex ones of as many Fourier modes.
+    """
+
+    def __init__(self, like: MonarchSpectralConv):
+        super().__init__()
+        channels = like.in_channels, like.out_channels
+        self.weight = nn.Parameter(torch.randn(*like.n_modes, *channels) * (2 / sum(channels)) ** 0.5)
+        self.bias = nn.Parameter(like.bias.detach().clone())
+        # points as in ``problems``: in the middle of cells between the ends, or from one wall on
+        offset = 0.5 if len(like.grid) == 1 else 0.0
+        for axis, (m, n) in enumerate(zip(like.n_modes, like.grid, strict=True)):
+            k, j = torch.arange(1, m + 1)[:, None], torch.arange(n) + offset
+            self.register_buffer(f"S{axis}", (2 / n) ** 0.5 * (math.pi * k * j / n).sin())
+
+    def forward(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
+        """(B, in, n_1 …) → (B, out, n_1 …)."""
+        S = [buffer for _, buffer in self.named_buffers()]
+        for axis, matrix in enumerate(S, start=2):
+            x = (x.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
+        x = torch.einsum("bi...,...io->bo...", x, self.weight)
+        for axis, matrix in enumerate(S, start=2):
+            x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
+        return x + self.bias
+
+    def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
+        """``x``: the grid does not change."""
+        return x
 
 
 def tied(model: nn.Module) -> None:
@@ -110,10 +164,7 @@ class Gains(nn.Module):
 
 def blocks(model: nn.Module) -> None:
     """Every mode of the grid; channels mix in four groups, for as many numbers as half the modes hold."""
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, MonarchSpectralConv):
-                setattr(parent, name, in_blocks(layer, 4))
+    replace(model, lambda layer: in_blocks(layer, 4))
 
 
 def fixed_blocks(model: nn.Module) -> None:
@@ -188,6 +239,9 @@ VARIANTS = {
     "fixed": Variant("fixed, the FNO", fixed),
     "padded": Variant("fixed, padded by a quarter", padded),
     "fixed-fast": Variant("fixed, spectral weights × 3", fixed, spectral=3.0),
+    "small": Variant("fixed, small spectral weights at first", small),
+    "sines": Variant("fixed, sine transforms", sines),
+    "sines-fast": Variant("fixed, sine transforms, spectral weights × 3", sines, spectral=3.0),
     "gains": Variant("fixed, a learned gain per frequency", gains, rate=1.0),
     "x0.1": Variant("learned, rate × 0.1", rate=0.1),
     "x0.3": Variant("learned, rate × 0.3"),
@@ -215,7 +269,7 @@ def departures(model: nn.Module) -> tuple[float, float]:
         exact = torch.complex(*LearnedTransform(t.n, t.n_modes, t.first, learned=False).double()())
         changes.append(relative(W, exact))
         products.append(float(torch.linalg.matrix_norm(W @ W.mH - torch.eye(len(W)))) / len(W) ** 0.5)
-    return sum(changes) / len(changes), sum(products) / len(products)
+    return sum(changes) / max(1, len(changes)), sum(products) / max(1, len(products))
 
 
 def relative(A: Tensor, B: Tensor) -> float:

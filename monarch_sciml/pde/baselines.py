@@ -1,8 +1,10 @@
 """Convolutional networks that predict flows: ResNet, U-Net and TF-Net, the usual company of the FNO.
 
-All map (B, in_channels, H, W) → (B, out_channels, H, W) and pad periodically, as the domains are. They know
-pixels, not a grid: on another resolution they are other operators. Normalisation is over groups of channels
-of one sample, not over the batch, whose statistics drift in a rollout.
+All map (B, in_channels, H, W) → (B, out_channels, H, W) and pad periodically, as the domains are. They see
+the coordinates of each point as two more channels, as neuraloperator's FNO does: without them a convolution
+can not know where a force acts. They know pixels, not a grid: on another resolution they are other operators.
+Normalisation is over the channels of one sample, not over the batch, whose statistics drift in a rollout;
+shortcuts carry the amplitude past it, which it removes.
 """
 
 import torch
@@ -18,7 +20,13 @@ def _conv(n_in: int, n_out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+    return nn.GroupNorm(1, channels)
+
+
+def _with_coordinates(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, C + 2, H, W): with the coordinates of the points, i / H and j / W."""
+    axes = [torch.arange(n, dtype=x.dtype, device=x.device) / n for n in x.shape[-2:]]
+    return torch.cat((x, torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1)), dim=1)
 
 
 class _Residual(nn.Module):
@@ -44,24 +52,33 @@ class ResNet(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, width: int = 42, blocks: int = 8):
         super().__init__()
         self.net = nn.Sequential(
-            _conv(in_channels, width), *(_Residual(width) for _ in range(blocks)), _conv(width, out_channels)
+            _conv(in_channels + 2, width),
+            *(_Residual(width) for _ in range(blocks)),
+            _conv(width, out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W)."""
-        return self.net(x)
+        return self.net(_with_coordinates(x))
 
 
-def _level(n_in: int, n_out: int, stride: int) -> nn.Sequential:
-    """Two convolutions, of which the first may halve the resolution."""
-    return nn.Sequential(
-        _conv(n_in, n_out, stride=stride),
-        _norm(n_out),
-        nn.GELU(),
-        _conv(n_out, n_out),
-        _norm(n_out),
-        nn.GELU(),
-    )
+class _Level(nn.Module):
+    """Two convolutions, of which the first may halve the resolution, and a pointwise shortcut."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(n_in, n_out, stride=stride),
+            _norm(n_out),
+            nn.GELU(),
+            _conv(n_out, n_out),
+            _norm(n_out),
+            nn.GELU(),
+        )
+        self.shortcut = _conv(n_in, n_out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.body(x)
 
 
 class _Encoder(nn.Module):
@@ -71,7 +88,7 @@ class _Encoder(nn.Module):
         super().__init__()
         widths = [width * 2**i for i in range(levels + 1)]
         self.levels = nn.ModuleList(
-            _level(n_in, n_out, stride)
+            _Level(n_in, n_out, stride)
             for n_in, n_out, stride in zip([in_channels, *widths], widths, [1] + [2] * levels, strict=False)
         )
 
@@ -93,7 +110,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.up = nn.ModuleList(_conv(width * 2 ** (i + 1), width * 2**i) for i in reversed(range(levels)))
         self.join = nn.ModuleList(
-            _level(width * 2 ** (i + 1), width * 2**i, 1) for i in reversed(range(levels))
+            _Level(width * 2 ** (i + 1), width * 2**i, 1) for i in reversed(range(levels))
         )
         self.head = nn.Conv2d(width, out_channels, 1)
 
@@ -115,13 +132,13 @@ class UNet(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, width: int = 16, levels: int = 4):
         super().__init__()
         self.least = 2**levels
-        self.encoder = _Encoder(in_channels, width, levels)
+        self.encoder = _Encoder(in_channels + 2, width, levels)
         self.decoder = _Decoder(out_channels, width, levels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H, W). Raises ``InputError`` on a grid too small."""
         _check_size(x, self.least)
-        return self.decoder(self.encoder(x))
+        return self.decoder(self.encoder(_with_coordinates(x)))
 
 
 class TFNet(nn.Module):
@@ -149,7 +166,7 @@ class TFNet(nn.Module):
         self.temporal = nn.Parameter(torch.full((frames,), 1 / frames))
         # the mean is one frame, the two others all of them
         self.encoders = nn.ModuleList(
-            _Encoder(n, width, levels) for n in (channels, frames * channels, frames * channels)
+            _Encoder(n + 2, width, levels) for n in (channels, frames * channels, frames * channels)
         )
         self.decoder = _Decoder(channels, width, levels)
 
@@ -166,8 +183,9 @@ class TFNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T·channels, H, W) → (B, channels, H, W). Raises ``InputError`` on a grid too small."""
         _check_size(x, self.least)
-        parts = zip(self.encoders, self.scales(x), strict=True)
-        return self.decoder([sum(f[1:], f[0]) for f in zip(*(e(p) for e, p in parts), strict=True)])
+        parts = [_with_coordinates(part) for part in self.scales(x)]
+        features = [encode(part) for encode, part in zip(self.encoders, parts, strict=True)]
+        return self.decoder([sum(f[1:], f[0]) for f in zip(*features, strict=True)])
 
 
 def _check_size(x: Tensor, least: int) -> None:

@@ -226,7 +226,8 @@ def _optimiser(config: TrainConfig):
     def optimiser(model: nn.Module, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
         groups = _parameter_groups(model, config)
         if config.protocol == "A":
-            adam = torch.optim.Adam(groups, weight_decay=1e-4)
+            # Li et al. sum the loss over the batch: Adam does not notice, but what it adds for decay does
+            adam = torch.optim.Adam(groups, weight_decay=1e-4 / config.batch)
             return adam, StepLR(adam, max(1, config.epochs // 5) * steps_per_epoch, gamma=0.5)
         adamw = torch.optim.AdamW(groups, weight_decay=1e-4)
         return adamw, CosineAnnealingLR(adamw, config.epochs * steps_per_epoch)

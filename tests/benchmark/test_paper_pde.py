@@ -32,6 +32,7 @@ def paper(tmp_path, monkeypatch):
         modes=4,
         width=dict.fromkeys(get_args(Kind), 4),
         epochs={"A": 1, "B": 1},
+        batch={"A": 2, "B": 2},
         long=14,
     )
     monkeypatch.setitem(script.cases.SCALES, "tiny", tiny)
@@ -49,7 +50,8 @@ def test_every_model_viscosity_and_seed_is_there(paper):
         tables = paper.cases.tables(scale)
         for protocol in "AB":
             cases = {case for row in tables[f"protocol-{protocol}"] for case in row}
-            assert len(cases) == 5 * 3 * 3
+            assert len(cases) == 3 * (2 * 3 + 3 * scale.seeds[protocol])
+            assert {case.seed for case in cases} == {0, 1, 2}
             assert {(c.model, c.viscosity, c.protocol) for c in cases} == {
                 (model, viscosity, protocol) for model in get_args(Kind) for viscosity in paper.cases.SOLVERS
             }
@@ -71,7 +73,7 @@ def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
     assert capsys.readouterr().out.count("rollout") == len(cases) + 1
     paper.report.report("tiny", chosen, results, {}, 1)
     text = (tmp_path / "paper_pde_tiny.md").read_text()
-    assert "10 of 90 trainings are done" in text
+    assert "10 of 72 trainings are done" in text
     for protocol, tail in (("A", " 0.017 |"), ("B", "  |")):
         part = text.split(f"## Protocol {protocol}")[1].split("##")[0]
         rows = [line for line in part.splitlines() if line.startswith("| 1e-3")]

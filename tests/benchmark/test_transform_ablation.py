@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from monarch_sciml.nn import MonarchSpectralConv
 from monarch_sciml.pde.datasets import TrajectoryDataset
 from monarch_sciml.pde.models import ModelConfig, count_parameters
 
@@ -39,7 +40,8 @@ def test_all_variants_begin_as_the_same_operator(script):
     for name, variant in variants.VARIANTS.items():
         changed = model()
         variant.change(changed)
-        if name in ("padded", "fixed-blocks", "blocks"):  # on another domain, with other modes
+        others = ("padded", "fixed-blocks", "blocks", "small", "sines", "sines-fast")
+        if name in others:  # another domain, other modes, weights or functions
             assert changed(x).shape == expected.shape
         else:
             torch.testing.assert_close(changed(x), expected, rtol=0, atol=1e-5, msg=name)
@@ -81,6 +83,29 @@ def test_blocks_have_all_modes_and_mix_channels_in_groups(script):
     assert torch.equal(
         both(both.right_inverse(torch.cat((weight, weight), 3)))[..., :2, :3, :], weight[..., :2, :, :]
     )
+
+
+def test_sines_vanish_on_the_walls_and_multiply_modes(script):
+    """One mode in, the same mode out, in another weight: in a basin, and between ends half a cell away."""
+    variants = script("variants")
+    for grid, offset in (((16, 16), 0.0), ((16,), 0.5)):
+        layer = variants.Sines(MonarchSpectralConv(1, 1, 8, grid=grid))
+        with torch.no_grad():
+            layer.bias.zero_()
+        assert layer.weight.shape == (8,) * len(grid) + (1, 1)
+        x = (3 * math.pi * (torch.arange(16) + offset) / 16).sin()
+        field = x if len(grid) == 1 else x[:, None] * x
+        weight = layer.weight[(2,) * len(grid)].item()
+        torch.testing.assert_close(layer(field[None, None])[0, 0], weight * field, rtol=1e-4, atol=1e-5)
+        if len(grid) == 2:
+            assert layer(torch.randn(1, 1, 16, 16))[..., 0, :].abs().max() == 0
+
+
+def test_small_weights_are_those_of_li_et_al(script):
+    variants, changed = script("variants"), model()
+    variants.small(changed)
+    weight = variants.layers(changed)[0].weight
+    assert 0 <= weight.min() < 0.1 / 16 < 0.9 / 16 < weight.max() <= 1 / 16
 
 
 def test_every_number_that_learns_has_one_learning_rate(script):
@@ -166,5 +191,5 @@ def test_given_data_need_a_directory(script):
 def test_the_same_problems_and_variants_everywhere(script):
     ablation = script("ablation")
     assert ablation.WANTED.keys() == ablation.PROBLEMS.keys()
-    assert set(ablation.WANTED["torus"]) | {"padded"} == ablation.VARIANTS.keys()
+    assert {*ablation.WANTED["torus"], *ablation.WALLS} == ablation.VARIANTS.keys()
     assert all("fixed" in names for names in ablation.WANTED.values())

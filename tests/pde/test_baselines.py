@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.pde import baselines
 from monarch_sciml.pde.baselines import ResNet, TFNet, UNet
 from monarch_sciml.pde.models import NAMES, FramePredictor, ModelConfig, count_parameters
 
@@ -28,12 +30,30 @@ def test_grid_is_kept_and_every_parameter_learns(model, shape):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_shifted_flow_gives_shifted_prediction(model):
+def test_without_coordinates_a_shifted_flow_gives_a_shifted_prediction(model, monkeypatch):
     """The torus has no edge: shifts by the coarsest cell commute with all of it."""
+    monkeypatch.setattr(baselines, "_with_coordinates", lambda x: nn.functional.pad(x, (0, 0, 0, 0, 0, 2)))
     x = torch.randn(1, 3, 16, 24, dtype=torch.float64)
     model = model.double()
     shift = {"shifts": (4, 8), "dims": (-2, -1)}
     torch.testing.assert_close(model(x.roll(**shift)), model(x).roll(**shift), rtol=1e-10, atol=1e-10)
+
+
+def test_they_know_where_they_are(model):
+    """As a force that is fixed in space asks for; on still water they need not predict a constant."""
+    x = torch.randn(1, 3, 6, 4)
+    seen = baselines._with_coordinates(x)
+    assert torch.equal(seen[:, :3], x)
+    torch.testing.assert_close(seen[0, 3], (torch.arange(6) / 6)[:, None].expand(6, 4))
+    torch.testing.assert_close(seen[0, 4], (torch.arange(4) / 4).expand(6, 4))
+    assert model(torch.zeros(1, 3, 16, 16)).std() > 1e-3
+
+
+def test_they_see_the_amplitude(model):
+    """Normalisation removes it; shortcuts carry it past."""
+    x = torch.randn(4, 3, 16, 16)
+    y, larger = model(x), model(1.5 * x)
+    assert torch.linalg.vector_norm(larger - y) > 0.1 * torch.linalg.vector_norm(y)
 
 
 def test_samples_do_not_see_one_another(model):
