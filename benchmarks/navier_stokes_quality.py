@@ -151,7 +151,13 @@ def report(results: dict[Case, Evaluation], workers: int) -> None:
                 f"| {mean(r.one_step for r in mine):.4f} | {mean(errors):.4f} ± {stdev(errors):.4f} "
                 f"| {' / '.join(f'{e:.4f}' for e in errors)} | {change} |"
             )
-    lines += ["", "Ten epochs, each model at the learning rates that suit it best:", ""]
+    lines += [
+        "",
+        "Ten epochs, each model at whichever of these learning rates has the lowest of these errors, three",
+        "for the FNO, four for FNO-Monarch where it predicts the change; an FNO with a rate of its own for the",
+        "spectral weights is in [the ablation](transform_ablation.md):",
+        "",
+    ]
     lines += ["| predicts | FNO | FNO-Monarch | change |", "|---|---:|---:|---:|"]
     for target in ("change", "frame"):
         choices = [(s, m) for s, models in COMPARISONS.items() for m in models if s.target == target]
