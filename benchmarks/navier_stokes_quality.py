@@ -154,8 +154,8 @@ def report(results: dict[Case, Evaluation], workers: int) -> None:
     lines += [
         "",
         "Ten epochs, each model at whichever of these learning rates has the lowest of these errors, three",
-        "for the FNO, four for FNO-Monarch where it predicts the change; an FNO with a rate of its own for the",
-        "spectral weights is in [the ablation](transform_ablation.md):",
+        "for the FNO, four for FNO-Monarch where it predicts the change; an FNO with a rate of its own for",
+        "the spectral weights is in [the ablation](transform_ablation.md):",
         "",
     ]
     lines += ["| predicts | FNO | FNO-Monarch | change |", "|---|---:|---:|---:|"]

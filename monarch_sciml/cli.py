@@ -4,7 +4,7 @@ reconstruct | evaluate``, ``monarch-sciml bench`` and ``monarch-sciml info``.
 Each command is a frozen dataclass; tyro makes options and ``--help`` from its fields. What is imported here
 is light enough that ``--help`` answers at once. Results go to stdout, as lines without control characters:
 tables in Markdown, then the files with what each is; with ``--quiet`` the path or the table alone. Progress,
-if stderr is a terminal, and errors, a line each, go to stderr.
+if stderr is a terminal, errors and warnings, a line each, go to stderr.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import io
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal without × gets a question mark
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    with _reader_may_leave():
+    with _reader_may_leave(), _warnings_in_a_line():
         try:
             if [*(sys.argv[1:] if arguments is None else arguments)] == ["--version"]:
                 print(f"monarch-sciml {__version__}")
@@ -180,6 +181,22 @@ def _reader_may_leave() -> Iterator[None]:
         with contextlib.suppress(OSError):  # so that nothing is left to be flushed into the pipe at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Those that are for people; what is for developers keeps file and line."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if category is UserWarning:
+                _complain(f"warning: {message}")
+            else:
+                others(message, category, *place)
+
+        warnings.showwarning = show
+        yield
 
 
 def _complain(message: str) -> None:
@@ -234,7 +251,7 @@ def _run(command: Any) -> None:
                 volumes = {"sim_*.h5": f"{len(paths)} volumes of k-space in fastMRI's format"}
                 _say(*([str(command.out)] if quiet else _listing(command.out, volumes)))
         case reconstruction.ReconstructConfig():
-            if reports := reconstruction.reconstruct(command):
+            if reports := reconstruction.reconstruct(command, lambda said: _complain(f"warning: {said}")):
                 _say(_aligned(reconstruction.markdown_table(reports)))
                 _say(*([] if quiet else ["", *_listing(command.out, IMAGES)]))
         case TrainConfig():

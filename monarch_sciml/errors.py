@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["InputError", "check_written", "decoding"]
+__all__ = ["InputError", "check_written", "decoding", "one_line"]
 
 LONGEST = 1000  # characters of each part: what comes out of a file may be of any length
 
@@ -24,11 +24,12 @@ class InputError(ValueError):
         super().__init__(expected, found, remedy)
 
     def __str__(self) -> str:
-        expected, found, remedy = map(_one_line, self.args)
+        expected, found, remedy = map(one_line, self.args)
         return f"expected {expected}; found {found}; {remedy}"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """``text`` in one printable line of bounded length."""
     line = " ".join(text.split())
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:LONGEST])
     return (shown or "''") + ("…" if len(line) > LONGEST else "")

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from command_line import refused, status, table_of
-from waves import save_waves
+from waves import save_waves, waves
 
 from monarch_sciml import __version__
 from monarch_sciml.benchmark import BenchConfig
-from monarch_sciml.cli import Generate
+from monarch_sciml.cli import Generate, _warnings_in_a_line
 from monarch_sciml.pde import EvaluateConfig, GenerateConfig, TrainConfig
 
 TINY = "--modes 4 --width 4 --layers 2 --n-train 5 --n-test 2 --epochs 2 --batch 4 --device cpu"
@@ -69,6 +70,11 @@ def test_every_option_is_explained(config):
             assert re.search(rf'^    {option.name}: [^\n]+\n    """\S', body, re.MULTILINE), option.name
 
 
+def test_a_negated_flag_is_explained_as_it_is_printed(capsys):
+    assert status("pde", "generate", "--help") == 0
+    assert re.search(r"--no-forcing +With --no-forcing the flow decays; otherwise", capsys.readouterr().out)
+
+
 def test_info(capsys):
     assert status("info") == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -94,7 +100,12 @@ def test_generate_train_evaluate(tmp_path, capsys):
         out, err = capsys.readouterr()
         assert err == ""
         assert all(line.isprintable() for line in out.splitlines())  # no control characters, no colours
-        assert [line.split()[:2] for line in out.splitlines()[:2]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+        understood, *epochs = out.splitlines()[:3]
+        assert understood == (
+            "flow.h5 (monarch_sciml): 7 trajectories × 4 frames × 1 channel, 16 × 16 points; "
+            "5 to train on, 2 held out"
+        )
+        assert [line.split()[:2] for line in epochs] == [["epoch", "1/2"], ["epoch", "2/2"]]
         (row,) = table_of(out)
         last = dict(zip(*csv.reader((run / "metrics.csv").read_text().splitlines()[0::2]), strict=True))
         assert row == {name: f"{float(value):.4g}" for name, value in last.items()}
@@ -155,6 +166,49 @@ def test_seeds_become_a_band(data, tmp_path, monkeypatch, capsys):
 def test_quiet_says_where_the_result_is_and_no_more(data, tmp_path, capsys):
     assert status("pde", "train", "--data", data, "--out", tmp_path / "run", TINY, "--quiet") == 0
     assert capsys.readouterr() == (f"{tmp_path / 'run'}\n", "")
+
+
+def test_a_warning_is_one_line(tmp_path, capsys):
+    """Also with --quiet; one for developers keeps its place."""
+    uneven = tmp_path / "uneven.npz"
+    np.savez(uneven, u=np.load(save_waves(tmp_path / "waves.npy")), t=[0, 1, 2, 3, 4, 8])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert status("pde", "train", "--data", uneven, "--out", tmp_path / "run", TINY, "--quiet") == 0
+        out, err = capsys.readouterr()
+        assert out == f"{tmp_path / 'run'}\n"
+        assert re.fullmatch(r"monarch-sciml: warning: uneven.npz: the steps between its times .+\n", err)
+    with pytest.warns(FutureWarning, match="old"), _warnings_in_a_line():
+        warnings.warn("old", FutureWarning, stacklevel=1)
+
+
+def test_key_and_axes(tmp_path, capsys):
+    """Of the training, and so of its evaluation."""
+    odd = tmp_path / "odd.npz"
+    np.savez(odd, speed=waves().transpose(2, 3, 1, 0), mask=np.zeros((4, 4, 4)))
+    options = [TINY, "--key", "speed", "--axes"]
+    assert status("pde", "train", "--data", odd, "--out", tmp_path / "run", *options, Path("x y t n")) == 0
+    assert "8 trajectories × 6 frames × 1 channel, 16 × 16 points" in capsys.readouterr().out
+    assert "--key speed --axes 'x y t n'" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert status("pde", "evaluate", "--runs", tmp_path / "run", "--out", tmp_path / "evaluation") == 0
+    assert "over 2 held-out trajectories on 16 × 16 points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ("", r"one array of trajectories; found the arrays .*; name the one to read with key= \(--key\)"),
+        ("--key speeds", "name the one to read with key= (--key)"),
+        ("--key speed", 'name the axes there are: axes="n t x y c" (--axes)'),
+        ("--key speed --axes ntxy", "name every axis with axes= (--axes)"),
+        ("--key speed --axes abc", 'write for example axes="n t x y" (--axes)'),
+    ],
+)
+def test_remedies_name_options(tmp_path, refusal, options, match):
+    odd = tmp_path / "odd.npz"
+    np.savez(odd, speed=np.ones((2, 3, 4, 4, 2)), mask=np.zeros((4, 4, 4)))
+    line = refusal("pde train --data", odd, "--out", tmp_path / "run", options)
+    assert match in line or re.search(match, line)
 
 
 def test_progress_bars_are_for_terminals(tmp_path, monkeypatch, capsys):
@@ -241,7 +295,7 @@ def test_interrupted_training_exits_with_an_error_and_exports_nothing(
         assert status(*command) == 130
     out, err = capsys.readouterr()
     assert re.fullmatch(r"monarch-sciml: interrupted after step .+; continue with --resume\n", err)
-    assert out.startswith("epoch 1/2")
+    assert out.splitlines()[1].startswith("epoch 1/2")
     assert not (tmp_path / "run" / "model").exists()
     assert (tmp_path / "run" / "last.ckpt").exists()
     assert status(*command, "--resume") == 0

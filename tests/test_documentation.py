@@ -78,6 +78,23 @@ def test_commands_parse(page):
             cli._parse(words)
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", DOCS / "quickstart.md", DOCS / "how-to" / "pde-data.md"], ids=name
+)
+def test_runs_that_are_evaluated_were_trained(page):
+    """On the same page, before, each into a directory of its own."""
+    made = []
+    for command in commands(page):
+        match shlex.split(command, comments=True)[1:]:
+            case ["pde" | "mri", "train", *words]:
+                made.append(words[words.index("--out") + 1])
+            case ["pde", "evaluate", *words]:
+                wanted = words[words.index("--runs") + 1 : words.index("--out")]
+                assert wanted
+                assert {*wanted} <= {*made}
+    assert len({*made}) == len(made) > 1
+
+
 def test_commands_are_found_and_a_wrong_one_is_refused():
     assert len(commands(DOCS / "quickstart.md")) > 4
     with pytest.raises(SystemExit):

@@ -141,6 +141,9 @@ def test_a_card_without_a_run_claims_nothing(tmp_path):
     assert facts["license"] == "mit"
     assert not facts.keys() & {"model-index", "metrics", "datasets"}
     assert "## Training\n\nNot recorded.\n" in read_card(tmp_path)
+    # monarch_sciml is on no registry
+    assert "With monarch_sciml, installed from its source repository by `python -m pip" in read_card(tmp_path)
+    assert "pip install monarch" not in read_card(tmp_path)
     assert "Of the weights: mit." in read_card(tmp_path)
 
 

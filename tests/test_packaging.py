@@ -51,6 +51,15 @@ def test_wheel_metadata_names_dependencies_licence_and_command(wheel):
     assert len(required) == len(project["dependencies"])
 
 
+def test_an_extra_has_what_the_notebooks_import():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = " ".join(project["optional-dependencies"]["notebooks"])
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        if "import sklearn" in (text := notebook.read_text()) or "from sklearn" in text:
+            assert "scikit-learn" in extra
+    assert ".[notebooks]" in (ROOT / "notebooks" / "README.md").read_text()
+
+
 def test_command_runs_out_of_the_wheel(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -3,7 +3,15 @@
 from monarch_sciml.mri.classical import cg_sense, l1_wavelet, total_variation, zero_filled
 from monarch_sciml.mri.datasets import Slice, SliceDataset, split_volumes
 from monarch_sciml.mri.formats import KSpaceFile, open_kspace
-from monarch_sciml.mri.masks import Mask, MaskConfig, apply_mask, draw_mask, mask_from_kspace, volume_seed
+from monarch_sciml.mri.masks import (
+    Mask,
+    MaskConfig,
+    MaskOptions,
+    apply_mask,
+    draw_mask,
+    mask_from_kspace,
+    volume_seed,
+)
 from monarch_sciml.mri.metrics import nmse, psnr, ssim
 from monarch_sciml.mri.models import ModelConfig, MoDL, MSense, SliceReconstructor, VarNet
 from monarch_sciml.mri.operators import Sampling, Sensitivity, conjugate_gradients, encoding
@@ -17,6 +25,7 @@ __all__ = [
     "MSense",
     "Mask",
     "MaskConfig",
+    "MaskOptions",
     "MoDL",
     "ModelConfig",
     "ReconstructConfig",

@@ -1,9 +1,11 @@
 """Reconstructions without training: what a learned method has to beat.
 
-All take the k-space (..., C, H, W) that was measured, complex and zero elsewhere, the pattern (1, W) or
-(H, W) of what was measured and coil maps (..., C, H, W) with Σ_c |S_c|² = 1 or 0, and return the complex
-image (..., H, W). Leading dimensions are slices, which are reconstructed independently. Data are divided by
-max |Aᴴ y| first and the image multiplied by it, so that weights mean the same on every scanner.
+All take the k-space (..., C, H, W) that was measured, complex, the pattern (1, W) or (H, W) of what was
+measured, the rest does not count, and coil maps (..., C, H, W) with Σ_c |S_c|² = 1 or 0, and return the
+complex image (..., H, W). Maps of another size are not refused: the image then has another scale. Leading
+dimensions are slices, which are reconstructed independently. A pattern (W,), or one with 1 in the place of
+the coils such as (1, 1, W), means the same; arrays of NumPy are taken as tensors. Data are divided by max
+|Aᴴ y| first and the image multiplied by it, so that weights mean the same on every scanner.
 
 The defaults were chosen on simulated phantoms (``phantoms``) under random column masks, 4× and 8×, with maps
 from ``espirit`` and noise of 0.5 to 2 % of the image; never on scans. Phantoms flatter total variation.
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import LinearOperator
-from monarch_sciml.mri.operators import conjugate_gradients, encoding, normalise
+from monarch_sciml.mri.inputs import Array, as_tensor
+from monarch_sciml.mri.operators import Sampling, conjugate_gradients, encoding, normalise
 
 __all__ = [
     "METHODS",
@@ -32,17 +35,18 @@ __all__ = [
 ]
 
 
-def zero_filled(kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+def zero_filled(kspace: Array, pattern: Array, maps: Array) -> Tensor:
     """``x = Aᴴ y``: inverse transform and coil combination, missing points left at zero.
 
     Raises:
         InputError: k-space, mask and maps that do not belong together, or NaN.
     """
-    return _operator(kspace, pattern, maps).H(kspace)
+    A, y, *_ = _problem(kspace, pattern, maps)
+    return A.H(y)
 
 
 def density_compensated(
-    kspace: Tensor, pattern: Tensor, maps: Tensor, density: Tensor, *, power: float = 0.4
+    kspace: Array, pattern: Array, maps: Array, density: Array, *, power: float = 0.4
 ) -> Tensor:
     """``x = Aᴴ (y / dᵖ)``: each point counts for the unmeasured ones around it.
 
@@ -53,18 +57,19 @@ def density_compensated(
     Raises:
         InputError: as for ``zero_filled``, or a density that does not fit or is zero at a measured point.
     """
-    A = _operator(kspace, pattern, maps)
+    A, y, P, S = _problem(kspace, pattern, maps)
+    density = as_tensor(density, "a density")
     if density.ndim < 2 or any(
-        n not in (1, m) for n, m in zip(density.shape[-2:], maps.shape[-2:], strict=True)
+        n not in (1, m) for n, m in zip(density.shape[-2:], S.shape[-2:], strict=True)
     ):
-        expected = f"a density (1, {maps.shape[-1]}) or ({maps.shape[-2]}, {maps.shape[-1]})"
+        expected = f"a density (1, {S.shape[-1]}) or ({S.shape[-2]}, {S.shape[-1]})"
         raise InputError(expected, f"{tuple(density.shape)}", "take it from masks of this size")
-    density = density.to(kspace.real)
-    if not bool(torch.where(pattern.bool(), density > 0, True).all()):
+    density = density.to(y.real)
+    if not bool(torch.where(P, density > 0, True).all()):
         raise InputError(
             "a positive density at every measured point", "zero", "average more masks, or smooth it"
         )
-    return A.H(kspace / torch.where(density > 0, density, 1.0).pow(power).unsqueeze(-3))
+    return A.H(y / torch.where(density > 0, density, 1.0).pow(power).unsqueeze(-3))
 
 
 def sampling_density(patterns: Tensor, *, smoothing: float = 0.0) -> Tensor:
@@ -83,7 +88,7 @@ def sampling_density(patterns: Tensor, *, smoothing: float = 0.0) -> Tensor:
 
 
 def cg_sense(
-    kspace: Tensor, pattern: Tensor, maps: Tensor, *, damping: float = 0.005, iterations: int = 20
+    kspace: Array, pattern: Array, maps: Array, *, damping: float = 0.005, iterations: int = 20
 ) -> Tensor:
     """``argmin_x ‖A x − y‖² + λ ‖x‖²`` by conjugate gradients (Pruessmann et al., MRM 2001).
 
@@ -93,16 +98,16 @@ def cg_sense(
     Raises:
         InputError: as for ``zero_filled``, or a single coil, which has nothing to unfold with.
     """
-    A = _operator(kspace, pattern, maps)
-    if maps.shape[-3] < 2:
+    A, y, _, S = _problem(kspace, pattern, maps)
+    if S.shape[-3] < 2:
         raise InputError("at least two coils for SENSE", "one", "use l1-wavelet or tv")
-    b = A.H(kspace)
+    b = A.H(y)
     scale = normalise(b)
     return scale * conjugate_gradients(A, b / scale, damping=damping, iterations=iterations)
 
 
 def l1_wavelet(
-    kspace: Tensor, pattern: Tensor, maps: Tensor, *, regularisation: float = 0.001, iterations: int = 60
+    kspace: Array, pattern: Array, maps: Array, *, regularisation: float = 0.001, iterations: int = 60
 ) -> Tensor:
     """``argmin_x ½ ‖A x − y‖² + λ ‖Ψ x‖₁`` with Daubechies-4 wavelets Ψ (Lustig et al., MRM 2007).
 
@@ -124,7 +129,7 @@ def l1_wavelet(
 
 
 def total_variation(
-    kspace: Tensor, pattern: Tensor, maps: Tensor, *, regularisation: float = 0.001, iterations: int = 20
+    kspace: Array, pattern: Array, maps: Array, *, regularisation: float = 0.001, iterations: int = 20
 ) -> Tensor:
     """``argmin_x ½ ‖A x − y‖² + λ ‖∇x‖₁`` (Block, Uecker and Frahm, MRM 2007).
 
@@ -163,47 +168,54 @@ METHODS: dict[str, Callable[..., Tensor]] = {
 """By the names that the command line and tables use; all are called as method(kspace, pattern, maps)."""
 
 
-def _operator(kspace: Tensor, pattern: Tensor, maps: Tensor) -> LinearOperator:
-    """A, after a look at what it is given."""
-    if not kspace.is_complex() or not maps.is_complex() or min(kspace.ndim, maps.ndim) < 3:
+def _problem(kspace: Array, pattern: Array, maps: Array) -> tuple[LinearOperator, Tensor, Tensor, Tensor]:
+    """A, k-space y, pattern (..., 1 or H, W) and maps S, after a look at what is given."""
+    y, S = as_tensor(kspace, "k-space"), as_tensor(maps, "coil maps")
+    P = as_tensor(pattern, "a mask")
+    if not y.is_complex() or not S.is_complex() or min(y.ndim, S.ndim) < 3:
         raise InputError(
             "complex k-space and maps (coils, H, W)",
-            f"{kspace.dtype} {tuple(kspace.shape)} and {maps.dtype} {tuple(maps.shape)}",
+            f"{y.dtype} {tuple(y.shape)} and {S.dtype} {tuple(S.shape)}",
             "convert them, and keep the coil axis of a single coil",
         )
-    if kspace.shape[-3:] != maps.shape[-3:]:
+    if 0 in y.shape:
+        raise InputError("at least one slice, coil, row and column", f"{tuple(y.shape)}", "pass some")
+    if y.shape[-3:] != S.shape[-3:]:
         raise InputError(
-            f"coil maps {tuple(kspace.shape[-3:])} like the k-space",
-            f"{tuple(maps.shape[-3:])}",
+            f"coil maps {tuple(y.shape[-3:])} like the k-space",
+            f"{tuple(S.shape[-3:])}",
             "estimate the maps from this k-space",
         )
-    for name, values in {"k-space": kspace, "coil maps": maps}.items():
+    for name, values in {"k-space": y, "coil maps": S}.items():
         if not bool(torch.isfinite(torch.view_as_real(values.resolve_conj())).all()):
             raise InputError(f"finite {name}", "NaN or infinite values", "check the file")
-    return encoding(maps, pattern)
+    if P.dtype != torch.bool and not bool(((P == 0) | (P == 1)).all()):
+        raise InputError("a mask of 0 and 1", f"other values ({P.dtype})", "threshold it")
+    P = Sampling(P, tuple(S.shape[-3:])).pattern
+    S = S[(None,) * (y.ndim - S.ndim)]  # the same maps for a batch, whose masks may differ
+    return encoding(S, P), y, P, S
 
 
 def _each_slice(
-    solve: Callable[[Any, Any, Any, float], Any], kspace: Tensor, pattern: Tensor, maps: Tensor
+    solve: Callable[[Any, Any, Any, float], Any], kspace: Array, pattern: Array, maps: Array
 ) -> Tensor:
     """``solve(y, weights, S, bound on ‖A‖²)`` on numpy arrays, slice by slice, scaled to max |Aᴴ y| = 1."""
-    A = _operator(kspace, pattern, maps)
-    image = A.H(kspace).detach()
+    A, y, P, S = _problem(kspace, pattern, maps)
+    image = A.H(y).detach()
     scale = normalise(image)
     slices = image.shape[:-2]
-    data = (kspace.detach() / scale.unsqueeze(-3)).expand(*slices, *kspace.shape[-3:])
-    weights = pattern.to(image.real).expand(*slices, *pattern.shape[-2:])
-    S = maps.detach().expand_as(data)
+    data = (y.detach() / scale.unsqueeze(-3)).expand(*slices, *y.shape[-3:])
+    weights = P.to(image.real).expand(*slices, *P.shape[-2:])
     images = []
-    for y, w, s in zip(
+    for one, w, s in zip(
         data.reshape(-1, *data.shape[-3:]),
         weights.reshape(-1, *weights.shape[-2:]),
-        S.reshape(-1, *S.shape[-3:]),
+        S.detach().expand_as(data).reshape(-1, *S.shape[-3:]),
         strict=True,
     ):
         sensitivity = s.abs().square().sum(0)
         norm = max(float(sensitivity.max()), 1e-30)
-        x = torch.from_numpy(solve(_numpy(y), _numpy(w), _numpy(s), norm)).to(image)
+        x = torch.from_numpy(solve(_numpy(one), _numpy(w), _numpy(s), norm)).to(image)
         # where no coil measures anything, the regulariser would continue the image
         images.append(torch.where(sensitivity > 0, x, 0))
     return scale * torch.stack(images).view_as(image)

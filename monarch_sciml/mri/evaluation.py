@@ -16,7 +16,7 @@ from tqdm import tqdm
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.metrics import center_crop, per_slice, scores, summarise
 from monarch_sciml.mri.reports import cell
-from monarch_sciml.training import write_json
+from monarch_sciml.training import use_paths, write_json
 from monarch_sciml.training.files import whole_files
 
 __all__ = ["EvaluateConfig", "VolumeScores", "evaluate", "markdown_table"]
@@ -44,6 +44,11 @@ class EvaluateConfig:
     """Only volumes with this attribute, of the target or else of the prediction."""
     quiet: bool = False
     """No progress bar, no list of files."""
+
+    def __post_init__(self) -> None:
+        prediction = (self.prediction,) if isinstance(self.prediction, str | Path) else self.prediction
+        object.__setattr__(self, "prediction", tuple(map(Path, prediction)))
+        use_paths(self, "target", "out")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ Read = Callable[[int], np.ndarray]
 BART_DIMENSIONS = ["READ", "PHS1", "PHS2", "COIL", "MAPS", "TE", "COEFF", "COEFF2"]
 BART_DIMENSIONS += ["ITER", "CSHIFT", "TIME", "TIME2", "LEVEL", "SLICE", "AVG", "BATCH"]
 BART_SLICE = 13
+LEAST_IMAGE = 16  # points along an axis; an image is not much smaller
 
 
 class KSpaceFile:
@@ -256,12 +257,16 @@ def _npy(path: Path) -> _Content:
         if "empty file" in str(error):
             raise InputError("at least one slice", f"no element in {path.name}", "write it again") from None
         raise
-    _check_complex(path, "the array", array.dtype)
+    _check_complex(path, "k-space", array.dtype)
     if array.ndim not in (2, 3, 4):
         found = f"shape {array.shape} in {path.name}"
         raise InputError("(slices, coils, H, W), (coils, H, W) or (H, W)", found, "save the axes so")
     slices: np.ndarray = array[(None,) * (4 - array.ndim)]
     s, c, h, w = slices.shape
+    if c > 2 * w and min(c, h) >= LEAST_IMAGE:
+        found = f"shape {array.shape} in {path.name}, which reads as {c} coils of {h} × {w} points"
+        remedy = "if the coils come last, save numpy.moveaxis(array, -1, -3)"
+        raise InputError("k-space with the coils before H and W", found, remedy)
     return _Content("npy", path, (s, c, h, w), array.ndim > 2, lambda i: slices[i])
 
 
@@ -340,5 +345,5 @@ def _attributes(file: h5py.File) -> dict[str, str | float | int]:
 
 def _check_complex(path: Path, what: str, dtype: np.dtype) -> None:
     if dtype.kind != "c":
-        remedy = "k-space is complex: save array[..., 0] + 1j * array[..., 1] if the parts are stored apart"
+        remedy = "save array[..., 0] + 1j * array[..., 1] if real and imaginary parts are stored apart"
         raise InputError(f"{what} of complex numbers", f"{dtype} in {path.name}", remedy)

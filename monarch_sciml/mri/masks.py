@@ -9,17 +9,19 @@ import operator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.mri.inputs import Array, as_tensor
+from monarch_sciml.mri.mask_config import MaskConfig, MaskOptions
 
 __all__ = [
     "Mask",
     "MaskConfig",
+    "MaskOptions",
     "apply_mask",
     "central",
     "draw_mask",
@@ -31,50 +33,9 @@ __all__ = [
     "within",
 ]
 
-Kind = Literal["random", "equispaced", "equispaced-fraction", "magic", "magic-fraction", "poisson"]
-WHOLE_STEPS = ("equispaced", "magic")  # every R-th column: R is a whole number
-POISSON_LOWEST = 1.5  # acceleration; from some 1.3 downwards the points are as close as they get
 POISSON_ATTEMPTS = 6
 WHOLE = 0.95  # of the points between the padded edges: a stray zero is a sample too
 POISSON_TOLERANCE = 0.05  # of the acceleration; twice that from the second attempt on
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """Which points of k-space are kept."""
-
-    mask: Kind = "random"
-    """Columns: random, equispaced, magic (offset for conjugate symmetry; -fraction: count the fully sampled
-    centre towards the acceleration). Points: poisson (variable-density Poisson disc)."""
-    accelerations: tuple[float, ...] = (4.0,)
-    """One is drawn for each mask, together with its centre fraction."""
-    center_fractions: tuple[float, ...] = (0.08,)
-    """Fully sampled part of the columns (poisson: of each axis) around the centre; one per acceleration."""
-    mask_file: Path | None = None
-    """A mask of your own instead, .npy or BART .cfl: 0 and 1 of shape (W,), (1, W) or (H, W)."""
-
-    def __post_init__(self) -> None:
-        if self.mask not in get_args(Kind):
-            raise InputError(f"a mask out of {', '.join(get_args(Kind))}", f"{self.mask!r}", "choose one")
-        if not self.accelerations or len(self.accelerations) != len(self.center_fractions):
-            raise InputError(
-                "as many center_fractions as accelerations, at least one",
-                f"{len(self.center_fractions)} and {len(self.accelerations)}",
-                "give them in pairs, as in (4, 8) with (0.08, 0.04)",
-            )
-        for rate in self.accelerations:
-            if not 1 <= rate <= 65536:
-                raise InputError("accelerations of 1 to 65536", f"{rate}", "keep one line in so many")
-            if self.mask == "poisson" and rate < POISSON_LOWEST:
-                expected = f"accelerations of at least {POISSON_LOWEST} for the mask poisson"
-                raise InputError(expected, f"{rate}", "use random")
-            if self.mask in WHOLE_STEPS and rate != round(rate):
-                raise InputError(
-                    f"whole accelerations for the mask {self.mask}", f"{rate}", f"use {self.mask}-fraction"
-                )
-        for fraction in self.center_fractions:
-            if not 0 <= fraction <= 1:
-                raise InputError("center_fractions between 0 and 1", f"{fraction}", "0.08 is 8 %")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +46,8 @@ class Mask:
     """bool; (1, W) for whole columns, (H, W) for points."""
     acs: tuple[int, int]
     """Rows and columns of the fully sampled block, which lies as ``central`` says; rows = H for columns."""
+    drawn: MaskConfig | None = None
+    """Kind, acceleration and centre fraction that were asked for; None where the mask was found."""
 
     @property
     def acceleration(self) -> float:
@@ -95,6 +58,11 @@ class Mask:
     def center_lines(self) -> int:
         """Number of low frequencies: columns of the fully sampled block."""
         return self.acs[1]
+
+    @property
+    def center_fraction(self) -> float:
+        """Part of the columns that is the fully sampled block."""
+        return self.acs[1] / self.pattern.shape[-1]
 
 
 def central(n: int, length: int) -> slice:
@@ -114,8 +82,8 @@ def volume_seed(name: str | Path) -> tuple[int, ...]:
 # -------------------------------------------------------------------------------------------------- drawing
 
 
-def draw_mask(config: MaskConfig, shape: tuple[int, int], seed: int | tuple[int, ...] | None) -> Mask:
-    """Draw the mask for k-space of shape (H, W); a seed always gives the same one, None a new one.
+def draw_mask(config: MaskConfig, shape: tuple[int, ...], seed: int | tuple[int, ...] | None) -> Mask:
+    """Draw the mask for k-space of shape (..., H, W); a seed always gives the same one, None a new one.
 
     The column masks are those of fastMRI for the same seed (numpy's RandomState): first the pair of
     acceleration R and centre fraction, then the pattern. L = round(W · fraction) columns around the centre
@@ -129,11 +97,14 @@ def draw_mask(config: MaskConfig, shape: tuple[int, int], seed: int | tuple[int,
         InputError: an empty shape, a seed numpy does not take, a Poisson disc that cannot be drawn, or a
             ``mask_file`` that does not fit.
     """
-    height, width = shape
+    if len(shape) < 2:
+        raise InputError("a shape (..., H, W)", f"{tuple(shape)}", "pass that of k-space")
+    height, width = shape[-2:]
     if height < 1 or width < 1:
         raise InputError("k-space of at least one row and column", f"{height} × {width}", "check its shape")
     if config.mask_file is not None:
-        return load_mask(config.mask_file, shape)
+        found = load_mask(config.mask_file, (height, width))
+        return Mask(found.pattern, found.acs, config)
     try:
         rng = np.random.RandomState(seed)
     except (ValueError, TypeError) as error:
@@ -142,10 +113,11 @@ def draw_mask(config: MaskConfig, shape: tuple[int, int], seed: int | tuple[int,
         ) from None
     choice = rng.randint(len(config.accelerations))
     rate, fraction = config.accelerations[choice], config.center_fractions[choice]
+    drawn = MaskConfig(config.mask, (rate,), (fraction,))
     if config.mask == "poisson":
         calibration = (max(1, round(height * fraction)), max(1, round(width * fraction)))
-        pattern = _poisson(shape, rate, calibration, int(rng.randint(2**31 - 1)))
-        return Mask(torch.from_numpy(pattern.copy()), calibration)
+        pattern = _poisson((height, width), rate, calibration, int(rng.randint(2**31 - 1)))
+        return Mask(torch.from_numpy(pattern.copy()), calibration, drawn)
     low = round(width * fraction)
     if config.mask == "magic-fraction":
         wanted = round(width / rate)
@@ -161,7 +133,7 @@ def draw_mask(config: MaskConfig, shape: tuple[int, int], seed: int | tuple[int,
             f"none of {width} at {rate:g}× without a centre",
             "raise center_fractions or lower accelerations",
         )
-    return Mask(torch.from_numpy(columns[None]), (height if low else 0, low))
+    return Mask(torch.from_numpy(columns[None]), (height if low else 0, low), drawn)
 
 
 def _outer_columns(kind: str, n: int, low: int, rate: float, rng: np.random.RandomState) -> np.ndarray:
@@ -224,12 +196,13 @@ def _poisson(shape: tuple[int, int], rate: float, calibration: tuple[int, int], 
 # ------------------------------------------------------------------------------------- masks from elsewhere
 
 
-def find_acs(pattern: Tensor) -> tuple[int, int]:
+def find_acs(pattern: Array) -> tuple[int, int]:
     """Rows and columns of the largest fully sampled ``central`` block; (0, 0) if the centre is not sampled.
 
     ``pattern`` is (W,), (1, W) or (H, W). Largest is the block with the longest shorter side and among those
     the one with most points: a single full line through the centre is no block to calibrate with.
     """
+    pattern = as_tensor(pattern, "a pattern")
     if pattern.ndim not in (1, 2):
         raise InputError("a pattern (W,), (1, W) or (H, W)", f"shape {tuple(pattern.shape)}", "drop axes")
     grid = np.atleast_2d(pattern.detach().cpu().bool().numpy())
@@ -240,7 +213,7 @@ def find_acs(pattern: Tensor) -> tuple[int, int]:
     return max(blocks, key=lambda block: (min(block), math.prod(block)), default=(0, 0))
 
 
-def mask_from_kspace(kspace: Tensor | np.ndarray) -> Mask:
+def mask_from_kspace(kspace: Array) -> Mask:
     """The mask of undersampled k-space, complex (coils, H, W) or (slices, coils, H, W).
 
     A point is sampled if some coil and slice has a value other than zero there. The mask is one of columns if
@@ -295,7 +268,7 @@ def within(mask: Mask, padding: tuple[int, int]) -> Mask:
     if not pattern.any():
         found = f"none among the columns {padding[0]} to {padding[1]} that were measured"
         raise InputError("a mask that keeps something", found, "check the mask and the header")
-    return Mask(pattern, mask.acs)
+    return Mask(pattern, mask.acs, mask.drawn)
 
 
 def load_mask(path: Path, shape: tuple[int, int]) -> Mask:
@@ -362,7 +335,7 @@ def _read_cfl(path: Path) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- application
 
 
-def apply_mask(kspace: Tensor, mask: Mask | Tensor, padding: tuple[int, int] | None = None) -> Tensor:
+def apply_mask(kspace: Array, mask: Mask | Array, padding: tuple[int, int] | None = None) -> Tensor:
     """Keep what the mask keeps; the rest is zero, and every zero is +0.0, also where k-space was −0.0 or NaN.
 
     Args:
@@ -373,7 +346,9 @@ def apply_mask(kspace: Tensor, mask: Mask | Tensor, padding: tuple[int, int] | N
     Raises:
         InputError: a mask or padding that does not fit.
     """
-    pattern = (mask.pattern if isinstance(mask, Mask) else mask).to(kspace.device).bool()
+    kspace = as_tensor(kspace, "k-space")
+    pattern = mask.pattern if isinstance(mask, Mask) else as_tensor(mask, "a mask")
+    pattern = pattern.to(kspace.device).bool()
     if (
         pattern.ndim > kspace.ndim
         or kspace.ndim == 0

@@ -211,7 +211,7 @@ class _Backward(LinearOperator):
     def __init__(self, S: Sensitivity, V: LearnedFourier, pattern: Tensor):
         super().__init__(S.domain, S.codomain)
         self.S, self.V = S, V.operator(S.codomain)
-        self.columns = pattern.flatten(0, -2).any(0).nonzero().squeeze(1)
+        self.columns = pattern.reshape(-1, pattern.shape[-1]).any(0).nonzero().squeeze(1)
 
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(self.V, FactoredTransform):

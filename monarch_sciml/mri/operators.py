@@ -1,4 +1,8 @@
-"""What a scanner does, as linear operators: ``y = A x + ε`` with A = Sampling @ Fourier @ Sensitivity."""
+"""What a scanner does, as linear operators: ``y = A x + ε`` with A = Sampling @ Fourier @ Sensitivity.
+
+Shapes are checked wherever broadcasting would make something else of a mistake. Arrays of NumPy are taken as
+tensors. Coil maps are used as they are: where Σ_c |S_c|² is not 1, ``Aᴴ y`` has another scale than the image.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform, LinearOperator
+from monarch_sciml.mri.inputs import Array, as_tensor
 
 __all__ = ["Sampling", "Sensitivity", "conjugate_gradients", "encoding", "normalise"]
 
@@ -14,16 +19,20 @@ __all__ = ["Sampling", "Sensitivity", "conjugate_gradients", "encoding", "normal
 class Sensitivity(LinearOperator):
     """Image → coil images, ``x_c = S_c x``; the adjoint combines, ``x = Σ_c S̄_c x_c``.
 
-    ``maps`` (..., C, H, W), complex; leading dimensions are a batch of slices with maps of their own.
+    ``maps`` (..., C, H, W), complex; leading dimensions are a batch of slices with maps of their own. Raises
+    ``InputError`` without an axis of coils, and when called with what does not fit.
     """
 
-    def __init__(self, maps: Tensor):
-        super().__init__(maps.shape[-3:], maps.shape[-2:])
-        self.maps = maps
+    def __init__(self, maps: Array):
+        self.maps = as_tensor(maps, "coil maps")
+        if self.maps.ndim < 3:
+            found, remedy = f"{tuple(self.maps.shape)}", "keep the coil axis of a single coil: maps[None]"
+            raise InputError("coil maps (..., coils, H, W)", found, remedy)
+        super().__init__(self.maps.shape[-3:], self.maps.shape[-2:])
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Array) -> Tensor:
         """(..., H, W) → (..., C, H, W)."""
-        return self.maps * x.unsqueeze(-3)
+        return self.maps * _image(x, self.maps).unsqueeze(-3)
 
     @property
     def H(self) -> LinearOperator:
@@ -36,8 +45,8 @@ class _Combination(LinearOperator):
         super().__init__(maps.shape[-2:], maps.shape[-3:])
         self.maps = maps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return (self.maps.conj() * x).sum(-3)
+    def __call__(self, x: Array) -> Tensor:
+        return (self.maps.conj() * _fitting(x, "k-space", self.domain, self.maps.shape[:-3])).sum(-3)
 
     @property
     def H(self) -> LinearOperator:
@@ -48,21 +57,32 @@ class Sampling(LinearOperator):
     """Keeps the sampled points of k-space and sets the others to +0.0: a projection, its own adjoint.
 
     ``pattern`` (..., 1, W) for columns or (..., H, W), boolean or 0 and 1, with the coil axis left out;
-    ``domain`` (C, H, W).
+    ``domain`` (C, H, W). A pattern (W,), or one with 1 in the place of the coils, means the same. Raises
+    ``InputError`` for one that does not fit, and when called with what does not.
     """
 
-    def __init__(self, pattern: Tensor, domain: tuple[int, ...]):
-        if pattern.ndim < 2 or pattern.shape[-1] != domain[-1] or pattern.shape[-2] not in (1, domain[-2]):
+    def __init__(self, pattern: Array, domain: tuple[int, ...]):
+        found = as_tensor(pattern, "a mask")
+        self.pattern = found.bool()
+        if found.ndim == 1:
+            self.pattern = self.pattern[None]
+        while self.pattern.ndim > 2 and self.pattern.shape[-3] == 1:
+            self.pattern = self.pattern.squeeze(-3)
+        shape = self.pattern.shape
+        if found.ndim == 0 or shape[-1] != domain[-1] or shape[-2] not in (1, domain[-2]):
             raise InputError(
                 f"a mask (1, {domain[-1]}) or ({domain[-2]}, {domain[-1]})",
-                f"{tuple(pattern.shape)}",
+                f"{tuple(found.shape)}",
                 "pass the mask that belongs to this k-space",
             )
         super().__init__(domain, domain)
-        self.pattern = pattern.bool()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Array) -> Tensor:
         """(..., C, H, W) → the same."""
+        x = _fitting(x, "k-space", self.domain)
+        leading = self.pattern.shape[:-2]
+        if len(leading) > x.ndim - 3 or not _fit(leading, x.shape[:-3], grow=False):
+            raise _without_coils(self.pattern, tuple(x.shape))
         return x.masked_fill(~self.pattern.unsqueeze(-3), 0)
 
     @property
@@ -71,12 +91,40 @@ class Sampling(LinearOperator):
         return self
 
 
+def _fit(left: tuple[int, ...], right: tuple[int, ...], *, grow: bool = True) -> bool:
+    """Whether the axes broadcast; without ``grow`` to the right ones."""
+    pairs = zip(reversed(left), reversed(right), strict=False)
+    return all(m in (1, n) or (grow and n == 1) for m, n in pairs)
+
+
+def _fitting(x: Array, what: str, shape: tuple[int, ...], leading: tuple[int, ...] = ()) -> Tensor:
+    """``x`` as a tensor (..., *shape) that is not empty and whose other axes broadcast with ``leading``."""
+    x = as_tensor(x, what)
+    before, last = x.shape[: -len(shape)], x.shape[-len(shape) :]
+    if last != shape or 0 in x.shape or not _fit(before, leading):
+        batch = f", and a batch that goes with {tuple(leading)}" if last == shape and leading else ""
+        expected = f"{what} (..., {', '.join(map(str, shape))}){batch}"
+        remedy = "pass what belongs to these maps, with the axis of the coils for k-space alone"
+        raise InputError(expected, f"{tuple(x.shape)}", "pass at least one slice" if 0 in x.shape else remedy)
+    return x
+
+
+def _image(x: Array, maps: Tensor) -> Tensor:
+    return _fitting(x, "an image", maps.shape[-2:], maps.shape[:-3])
+
+
+def _without_coils(pattern: Tensor, other: tuple[int, ...]) -> InputError:
+    W = pattern.shape[-1]
+    expected = f"a mask (1, {W}) or ({other[-2]}, {W}) without the axis of the coils for {other}"
+    remedy = "take that of one coil, mask[0]; of a batch of slices, all have the same leading axes"
+    return InputError(expected, f"{tuple(pattern.shape)}", remedy)
+
+
 class _Encoding(LinearOperator):
     """``A = Sampling @ F @ Sensitivity`` with the centred orthonormal FFT."""
 
-    def __init__(self, maps: Tensor, pattern: Tensor):
-        self.S = Sensitivity(maps)
-        self.P = Sampling(pattern, self.S.codomain)
+    def __init__(self, maps: Array, pattern: Array):
+        self.S, self.P = _parts(maps, pattern)
         self.A = self.P @ FourierTransform(self.S.codomain) @ self.S
         super().__init__(self.A.codomain, self.A.domain)
 
@@ -109,7 +157,8 @@ class _Normal(LinearOperator):
     def H(self) -> LinearOperator:
         return self
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Array) -> Tensor:
+        x = _image(x, self.maps)
         if torch.is_grad_enabled() and (x.requires_grad or self.maps.requires_grad):
             coils = self._filter(self.maps * x.unsqueeze(-3), self.skipped.unsqueeze(-3))
             return (self.maps.conj() * coils).sum(-3)
@@ -124,27 +173,39 @@ class _Normal(LinearOperator):
         return torch.fft.ifftn(torch.fft.fftn(x, dim=self.axes).masked_fill(skipped, 0), dim=self.axes)
 
 
-def encoding(maps: Tensor, pattern: Tensor, fourier: LinearOperator | None = None) -> LinearOperator:
+def _parts(maps: Array, pattern: Array) -> tuple[Sensitivity, Sampling]:
+    S = Sensitivity(maps)
+    P = Sampling(pattern, S.codomain)
+    leading = P.pattern.shape[:-2]
+    if len(leading) > S.maps.ndim - 3 or not _fit(leading, S.maps.shape[:-3]):
+        raise _without_coils(P.pattern, tuple(S.maps.shape))
+    return S, P
+
+
+def encoding(maps: Array, pattern: Array, fourier: LinearOperator | None = None) -> LinearOperator:
     """The encoding operator A of parallel imaging: image (..., H, W) → k-space (..., C, H, W).
 
-    ``fourier`` maps (C, H, W) to itself: the centred orthonormal FFT by default, whose ``A.gram`` takes a
-    short way, or one whose entries were learned. Raises ``InputError`` when mask, maps and transform do not
-    fit together.
+    ``maps`` (..., C, H, W) should have Σ_c |S_c|² = 1, or 0 where no coil sees anything, as those of
+    ``espirit``; they are not changed. ``pattern`` is that of ``Sampling``: a batch of masks has the leading
+    axes of the maps, ``maps[None]`` if they are the same for all. ``fourier`` maps (C, H, W) to itself: the
+    centred orthonormal FFT by default, whose ``A.gram`` takes a short way, or one whose entries were learned.
+    Raises ``InputError`` when mask, maps and transform do not fit together, or what A is called with.
     """
     if fourier is None:
         return _Encoding(maps, pattern)
-    S = Sensitivity(maps)
-    return Sampling(pattern, S.codomain) @ fourier @ S
+    S, P = _parts(maps, pattern)
+    return P @ fourier @ S
 
 
 def conjugate_gradients(
-    A: LinearOperator, b: Tensor, x: Tensor | None = None, *, damping: Tensor | float = 0.0, iterations: int
+    A: LinearOperator, b: Array, x: Tensor | None = None, *, damping: Tensor | float = 0.0, iterations: int
 ) -> Tensor:
     """Solve ``(AᴴA + λI) x = b`` by conjugate gradients from ``x``, zero by default.
 
     ``b`` (..., *A.domain); leading dimensions are independent systems. Differentiable. Stops early only where
     the residual vanishes.
     """
+    b = as_tensor(b, "b")
     axes = tuple(range(-len(A.domain), 0))
     gram = A.gram
 

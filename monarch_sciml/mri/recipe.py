@@ -39,7 +39,14 @@ from monarch_sciml.mri.models import (
 )
 from monarch_sciml.mri.regularisers import UNet
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
-from monarch_sciml.training import check_device, check_run, check_settings, create_run, is_finished
+from monarch_sciml.training import (
+    check_device,
+    check_run,
+    check_settings,
+    create_run,
+    is_finished,
+    use_paths,
+)
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
@@ -89,7 +96,7 @@ class TrainConfig:
     modes: int = 24
     """Frequencies per axis of the spectral regulariser."""
     share_transforms: bool = True
-    """One learned transform for all cascades, or one each."""
+    """All cascades share one learned transform, unless --no-share-transforms is given: then one each."""
     penalty: float | None = None
     """Weight of the learned transforms' squared relative distance from the FFT in the loss; by default 0, of
     msense, whose start is density compensation, 400 over the number of training slices."""
@@ -117,6 +124,7 @@ class TrainConfig:
     """No progress bar and no epochs; print the run directory alone."""
 
     def __post_init__(self) -> None:
+        use_paths(self, "data", "out", "held_out")
         check_settings(self, LEAST, MOST)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -17,23 +17,21 @@ from typing import Any, Literal, cast
 import h5py
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
-from monarch_sciml.mri.classical import METHODS
 from monarch_sciml.mri.formats import KSpaceFile, open_kspace
-from monarch_sciml.mri.masks import Mask, MaskConfig, find_acs, volume_seed
+from monarch_sciml.mri.given_maps import GivenMaps
+from monarch_sciml.mri.masks import Mask, MaskConfig, MaskOptions, find_acs, volume_seed
+from monarch_sciml.mri.methods import REGULARISED, Method, MethodName, classical_method, trained_method
 from monarch_sciml.mri.metrics import scores
-from monarch_sciml.mri.models import KINDS, SliceReconstructor, learned_transforms
+from monarch_sciml.mri.models import KINDS
 from monarch_sciml.mri.reports import Report, as_attributes, markdown_table, read_report, write_reports
-from monarch_sciml.mri.slices import Reconstruct, Reconstructed, reconstruct_slice
+from monarch_sciml.mri.slices import Reconstructed, reconstruct_slice
 from monarch_sciml.mri.writers import save_nifti, save_png, save_reconstruction
-from monarch_sciml.training import check_device
-from monarch_sciml.training.distributed import local_device, world
-from monarch_sciml.training.export import WEIGHTS
-from monarch_sciml.training.hub import find_model
+from monarch_sciml.training import check_device, use_paths
+from monarch_sciml.training.distributed import world
 
 __all__ = [
     "ReconstructConfig",
@@ -44,19 +42,8 @@ __all__ = [
     "reconstruct_slice",
 ]
 
-Method = Literal[
-    "zero-filled",
-    "cg-sense",
-    "l1-wavelet",
-    "tv",
-    "unet",
-    "msense",
-    "varnet",
-    "varnet-monarch",
-    "modl",
-    "modl-monarch",
-]
 LONGEST = 240  # bytes of a name, so that 255 suffice for what is added to it
+MOST_WEIGHT, MOST_ITERATIONS = 1e6, 100_000
 
 
 @dataclass(frozen=True)
@@ -68,22 +55,29 @@ class ReconstructConfig:
     out: Path
     """Folder for one HDF5 file with `reconstruction` for each, report.json and table.md; finished files of
     the same settings are kept."""
-    method: Method | None = None
+    method: MethodName | None = None
     """Classical: zero-filled, cg-sense, l1-wavelet, tv. The others are trained; given --run, its own."""
     run: Path | None = None
     """Directory of a training, or a folder with an exported model."""
-    sampling: MaskConfig = field(default_factory=MaskConfig)
+    sampling: MaskOptions = field(default_factory=MaskOptions)
     """For fully sampled k-space, drawn with the file name, ending in .h5, as seed; undersampled k-space keeps
-    its own."""
+    its own. What is left out is as in the training of --run, or else
+    --mask random --accelerations 4 --center-fractions 0.08."""
     maps: Literal["espirit", "low-resolution"] | Path | None = None
-    """Coil maps (C, H, W) or (S, C, H, W), .npy or BART .cfl, or how to estimate them from the centre of
-    k-space; by default as the network was trained, or ESPIRiT."""
+    """Coil maps (C, H, W) or (S, C, H, W), .npy or BART .cfl, with Σ|S|² = 1 where a coil sees anything
+    (others are scaled), or how to estimate them from the centre of k-space; by default as the network was
+    trained, or ESPIRiT."""
+    regularisation: float | None = None
+    """λ of cg-sense (by default 0.005), l1-wavelet, tv (0.001), where the zero-filled image is 1 bright."""
+    iterations: int | None = None
+    """Of cg-sense (by default 20), l1-wavelet (60), tv (20)."""
     png: bool = False
     """Also save every slice as PNG."""
     nifti: bool = False
     """Also save each volume as NIfTI (.nii.gz)."""
     header: bool = True
-    """Use the file's header: the size to crop to, and columns that were not measured."""
+    """The file's header is used, for the size to crop to and the columns that were measured, unless
+    --no-header is given."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where networks run."""
     threads: int | None = None
@@ -92,6 +86,9 @@ class ReconstructConfig:
     """No progress bar, no list of files."""
 
     def __post_init__(self) -> None:
+        files = (self.files,) if isinstance(self.files, str | Path) else self.files
+        object.__setattr__(self, "files", tuple(map(Path, files)))
+        use_paths(self, "out", "run", *(["maps"] if self.maps not in ("espirit", "low-resolution") else []))
         if not self.files:
             raise InputError("at least one k-space file", "none", "name the files")
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -105,9 +102,21 @@ class ReconstructConfig:
                 "none" if trained else f"{self.run}",
                 "pass --run DIR" if trained else "leave --run out, or choose a trained method",
             )
+        if not trained:
+            self.sampling.filled(MaskConfig())  # refuses what does not go together
+        tuned = self.regularisation is not None or self.iterations is not None
+        if tuned and self.method not in REGULARISED:
+            remedy = "leave --regularisation and --iterations out"
+            raise InputError(f"one of {', '.join(REGULARISED)} to tune", f"{self.method}", remedy)
+        if self.regularisation is not None and not 0 <= self.regularisation <= MOST_WEIGHT:
+            found, remedy = f"{self.regularisation}", "change --regularisation"
+            raise InputError(f"a regularisation from 0 to {MOST_WEIGHT:g}", found, remedy)
+        if self.iterations is not None and not 1 <= self.iterations <= MOST_ITERATIONS:
+            found, remedy = f"{self.iterations}", "change --iterations"
+            raise InputError(f"1 to {MOST_ITERATIONS} iterations", found, remedy)
 
 
-def reconstruct(config: ReconstructConfig) -> list[Report]:
+def reconstruct(config: ReconstructConfig, warn: Callable[[str], object] = warnings.warn) -> list[Report]:
     """Reconstruct every file into ``config.out`` and return what there is to say of each.
 
     A file appears when all of its slices are there, or not at all; it says by which settings it was made of
@@ -118,6 +127,9 @@ def reconstruct(config: ReconstructConfig) -> list[Report]:
     … of them. The last one to finish writes report.json and table.md of all; the others return an empty list.
     If one of them failed, a rerun, by any number of processes, does what is missing.
 
+    ``warn`` is told, once, of masks unlike those that a network was trained under, and of maps that had to be
+    normalised.
+
     Raises:
         InputError: files, masks, maps or models that cannot be used, which it names; outputs of other
             settings in the way; a folder that cannot be written.
@@ -127,7 +139,11 @@ def reconstruct(config: ReconstructConfig) -> list[Report]:
         torch.set_num_threads(config.threads)
     outputs = [config.out / f"{_stem(path)}.h5" for path in config.files]
     _check_names(config, outputs)
-    method, (rank, size) = _method(config), world()
+    if config.run is None:
+        method = classical_method(str(config.method), config.regularisation, config.iterations)
+    else:
+        method = trained_method(config.run, config.method, config.device)
+    (rank, size), warn = world(), _once(warn)
     settings = _settings(config, method)
     every = [settings | {"input": _identity(path)} for path in config.files]
     try:
@@ -135,7 +151,7 @@ def reconstruct(config: ReconstructConfig) -> list[Report]:
             read_report(output, expected)  # refuses before hours of work what is in the way
         for path, output, expected in list(zip(config.files, outputs, every, strict=True))[rank::size]:
             if read_report(output, expected) is None:
-                _reconstruct_file(config, path, output, method, expected)
+                _reconstruct_file(config, path, output, method, expected, warn)
             if config.png or config.nifti:
                 _pictures(config, output)
         reports = [read_report(output, expected) for output, expected in zip(outputs, every, strict=True)]
@@ -167,9 +183,25 @@ def _check_names(config: ReconstructConfig, outputs: Sequence[Path]) -> None:
         raise InputError("another folder than that of the data", f"{config.out}", "choose another --out")
 
 
-def _settings(config: ReconstructConfig, method: _Method) -> dict[str, Any]:
+def _sampling(config: ReconstructConfig, method: Method) -> MaskConfig:
+    """The masks of fully sampled files: as they were asked for, else as in the training."""
+    return config.sampling.filled(method.sampling or MaskConfig())
+
+
+def _once(warn: Callable[[str], object]) -> Callable[[str], object]:
+    said: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            warn(text)
+
+    return tell
+
+
+def _settings(config: ReconstructConfig, method: Method) -> dict[str, Any]:
     """What the images depend on besides the input, in the types of JSON."""
-    sampling = asdict(config.sampling)
+    sampling = asdict(_sampling(config, method))
     if config.sampling.mask_file is not None:
         sampling = {"mask_file": _identity(config.sampling.mask_file)}
     maps = _identity(config.maps) if isinstance(config.maps, Path) else config.maps or method.maps
@@ -189,70 +221,31 @@ def _identity(path: Path) -> list[str | int]:
     return [_shown(path)]
 
 
-@dataclass(frozen=True)
-class _Method:
-    """A method ready to run, and what is known of it."""
-
-    name: str
-    run: Reconstruct
-    maps: str = "espirit"
-    network: str | None = None
-    """A hash of its weights."""
-    nonunitarity: float | None = None
-    departure: float | None = None
-
-
-def _method(config: ReconstructConfig) -> _Method:
-    if config.run is None:
-        name = str(config.method)
-        return _Method(name, METHODS[name])
-    reconstructor = SliceReconstructor.from_pretrained(config.run)
-    model, settings = reconstructor.network, reconstructor.config
-    if config.method not in (None, settings.kind):
-        raise InputError(
-            f"a {config.method} in {config.run}", f"a {settings.kind}", f"pass --method {settings.kind}"
-        )
-    device = local_device(config.device)
-    model.to(device)
-
-    def run(kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
-        batch = (t[None].to(device) for t in (kspace, pattern, maps))
-        with torch.inference_mode():
-            return model(*batch)[0].cpu()
-
-    maps = "espirit" if settings.maps == "espirit" else "low-resolution"
-    weights = (find_model(config.run) / WEIGHTS).read_bytes()
-    network = hashlib.sha256(weights).hexdigest()[:16]
-    transforms = learned_transforms(model)
-    if not transforms:
-        return _Method(settings.kind, run, maps, network)
-    with torch.no_grad():
-        return _Method(
-            settings.kind,
-            run,
-            maps,
-            network,
-            float(torch.stack([t.nonunitarity() for t in transforms]).mean()),
-            float(torch.stack([t.departure() for t in transforms]).mean()),
-        )
-
-
 def _reconstruct_file(
-    config: ReconstructConfig, path: Path, output: Path, method: _Method, settings: Mapping[str, Any]
+    config: ReconstructConfig,
+    path: Path,
+    output: Path,
+    method: Method,
+    settings: Mapping[str, Any],
+    warn: Callable[[str], object],
 ) -> None:
     maps = method.maps if config.maps is None else config.maps
     results: list[dict[str, float]] = []
     with ExitStack() as stack:
         file = stack.enter_context(open_kspace(path, config.header))
-        given = stack.enter_context(open_kspace(maps)) if isinstance(maps, Path) else None
+        given = stack.enter_context(GivenMaps(maps, warn)) if isinstance(maps, Path) else None
         if given is not None and len(given) not in (1, len(file)):
             expected, found = f"maps for 1 or {len(file)} slices, as in {path.name}", f"{len(given)}"
-            raise InputError(expected, f"{found} in {given.path.name}", "pass those of this scan")
+            raise InputError(expected, f"{found} in {given.file.path.name}", "pass those of this scan")
         start = time.perf_counter()
-        slices = _slices(config, file, method.run, given or str(maps))
+        slices = _slices(config, file, method, given or str(maps))
         first = next(slices)
+        mask = first[0].mask
+        chosen = config.sampling.mask is not None
+        if doubt := method.doubt(mask, chosen):
+            warn(doubt)
         height, width = first[0].image.shape
-        about: dict[str, Any] = {"method": method.name, "acceleration": first[0].mask.acceleration}
+        about: dict[str, Any] = {"method": method.name, "acceleration": mask.acceleration}
         about |= {"source": _shown(path), "spacing": _spacing(file), "version": __version__}
         write = stack.enter_context(save_reconstruction(output, len(file), (height, width), about))
         quiet = True if config.quiet else None
@@ -271,7 +264,7 @@ def _reconstruct_file(
             slices=len(file),
             coils=file.shape[1],
             shape=(height, width),
-            acceleration=first[0].mask.acceleration,
+            acceleration=mask.acceleration,
             retrospective=first[0].retrospective,
             header=file.header is not None,
             data_consistency=mean["data_consistency"],
@@ -281,12 +274,25 @@ def _reconstruct_file(
             psnr=mean.get("psnr"),
             ssim=mean.get("ssim"),
             seconds=(time.perf_counter() - start) / len(file),
+            **_about_mask(mask, method),
         )
         about |= as_attributes(report, settings)
 
 
+def _about_mask(mask: Mask, method: Method) -> dict[str, Any]:
+    """What a report says of the mask: the numbers asked for, or found where nobody asked."""
+    drawn, known = mask.drawn, method.sampling
+    about = {"mask": "as acquired", "center_fraction": mask.center_fraction}
+    if drawn is not None and drawn.mask_file is not None:
+        about["mask"] = _shown(drawn.mask_file)
+    elif drawn is not None:
+        about = {"mask": drawn.mask, "center_fraction": drawn.center_fractions[0]}
+        about["asked_acceleration"] = drawn.accelerations[0]
+    return about | {"trained_under": None if known is None else str(known)}
+
+
 def _slices(
-    config: ReconstructConfig, file: KSpaceFile, method: Reconstruct, maps: KSpaceFile | str
+    config: ReconstructConfig, file: KSpaceFile, method: Method, maps: GivenMaps | str
 ) -> Iterator[tuple[Reconstructed, dict[str, float]]]:
     """Slice after slice of a file, with what the file says of it; errors name both."""
     header, size, padding, known = file.header, None, None, None
@@ -298,14 +304,15 @@ def _slices(
         known = Mask(pattern, (file.shape[2], find_acs(pattern)[1]))
     # whatever the format, the name that fastMRI's file of this volume would have
     seed = volume_seed(f"{_stem(file.path)}.h5")
+    sampling = _sampling(config, method)
     for index in range(len(file)):
         kspace, target = torch.from_numpy(file[index]), file.target(index)
-        here = maps if isinstance(maps, str) else torch.from_numpy(maps[index if len(maps) > 1 else 0])
+        here = maps if isinstance(maps, str) else maps.read(index, file.shape[1:])
         try:
             result = reconstruct_slice(
                 kspace,
-                method,
-                sampling=config.sampling,
+                method.run,
+                sampling=sampling,
                 seed=seed,
                 maps=here,
                 mask=known,

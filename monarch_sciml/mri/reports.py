@@ -43,6 +43,14 @@ class Report:
     """Slice by slice, then averaged; None where there is nothing to compare with."""
     seconds: float
     """Per slice, from file to file."""
+    mask: str = "unknown"
+    """The kind that was drawn, the name of a mask file, or "as acquired"."""
+    asked_acceleration: float | None = None
+    """Of the mask that was drawn; ``acceleration`` is what became of it."""
+    center_fraction: float | None = None
+    """Fully sampled part of the columns (poisson: of each axis)."""
+    trained_under: str | None = None
+    """The masks of the network's training, where they are known."""
     notice: str = NOTICE
 
 
@@ -112,11 +120,23 @@ def markdown_table(reports: Sequence[Report]) -> str:
             f"Learned transforms: departure from the Fourier transform {first.departure:.3f}, "
             f"‖WᴴW − I‖/√n {first.nonunitarity:.3f}.  "
         )
-    if any(r.retrospective for r in reports):
-        lines.append("Fully sampled k-space was undersampled here; scores are means over slices.  ")
+    if masks := sorted({_mask(r) for r in reports if r.retrospective}):
+        lines.append(f"Fully sampled k-space was undersampled here: {cell('; '.join(masks))}.  ")
+        lines.append("Scores are means over slices.  ")
+    if masks := sorted({_mask(r) for r in reports if not r.retrospective}):
+        lines.append(f"Undersampled k-space kept its own mask: {cell('; '.join(masks))}.  ")
+    if first.trained_under is not None:
+        lines.append(f"The network was trained under masks {first.trained_under}.  ")
     if not all(r.header for r in reports):
         lines.append("No header: nothing is cropped, except to a target in the file.  ")
     return "\n".join([*lines, f"{NOTICE}."]) + "\n"
+
+
+def _mask(report: Report) -> str:
+    """Kind, acceleration and centre, as far as they are known."""
+    rate = "" if report.asked_acceleration is None else f" {report.asked_acceleration:g}×"
+    centre = "" if report.center_fraction is None else f" (centre {100 * report.center_fraction:.3g} %)"
+    return f"{report.mask}{rate}{centre}"
 
 
 def _for_json(report: dict[str, object]) -> dict[str, object]:

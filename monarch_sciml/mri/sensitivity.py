@@ -8,23 +8,42 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.mri.inputs import Array, as_tensor
 from monarch_sciml.mri.masks import central
 
-__all__ = ["NARROW", "calibration", "espirit", "estimate_maps", "low_resolution", "root_sum_of_squares"]
+__all__ = [
+    "NARROW",
+    "calibration",
+    "espirit",
+    "estimate_maps",
+    "low_resolution",
+    "normalise_maps",
+    "root_sum_of_squares",
+]
 
 NARROW = 4
+NOTHING = 1e-6  # of the largest sensitivity: less is rounding
 
 
-def root_sum_of_squares(images: Tensor) -> Tensor:
+def root_sum_of_squares(images: Array) -> Tensor:
     """√Σ_c |x_c|² over the coils (..., C, H, W) → (..., H, W)."""
-    return torch.linalg.vector_norm(images, dim=-3)
+    return torch.linalg.vector_norm(as_tensor(images, "coil images"), dim=-3)
 
 
-def calibration(kspace: Tensor, acs: tuple[int, int], *, largest: int = 24) -> Tensor:
+def normalise_maps(maps: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """Maps (C, H, W) with Σ|S|² = 1 where a coil sees anything, else 0; and the range of √Σ|S|² before."""
+    size = root_sum_of_squares(maps).unsqueeze(-3)
+    seen = size > NOTHING * size.max()
+    found = (float(size[seen].min()), float(size[seen].max())) if seen.any() else (1.0, 1.0)
+    return torch.where(seen, maps / size.clamp_min(1e-30), 0), found
+
+
+def calibration(kspace: Array, acs: tuple[int, int] | int, *, largest: int = 24) -> Tensor:
     """The central block (C, rows, columns) of k-space (C, H, W), at most ``largest`` wide along each axis.
 
     ``acs`` is the extent that is fully sampled. Raises ``InputError`` where that is too small to calibrate.
     """
+    kspace, acs = as_tensor(kspace, "k-space"), _both(acs)
     fits = kspace.ndim >= 3 and kspace.is_complex() and kspace.shape[-3] > 0
     if not fits or acs[0] > kspace.shape[-2] or acs[1] > kspace.shape[-1]:
         raise InputError(
@@ -45,7 +64,7 @@ def calibration(kspace: Tensor, acs: tuple[int, int], *, largest: int = 24) -> T
     return block
 
 
-def low_resolution(kspace: Tensor, acs: tuple[int, int]) -> Tensor:
+def low_resolution(kspace: Array, acs: tuple[int, int] | int) -> Tensor:
     """Coil images of the calibration region over their root sum of squares: S_c = x_c / √Σ|x|².
 
     ``kspace`` (C, H, W), complex; returns (C, H, W) with Σ|S|² = 1. The region is tapered by a Hann window
@@ -54,13 +73,14 @@ def low_resolution(kspace: Tensor, acs: tuple[int, int]) -> Tensor:
     block = calibration(kspace, acs)
     rows, columns = block.shape[-2:]
     window = _hann(rows, block)[:, None] * _hann(columns, block)
-    images = _to_image(block * window, kspace.shape[-2:])
+    H, W = kspace.shape[-2:]
+    images = _to_image(block * window, (H, W))
     return images / root_sum_of_squares(images).clamp_min(1e-20).unsqueeze(-3)
 
 
 def espirit(
-    kspace: Tensor,
-    acs: tuple[int, int],
+    kspace: Array,
+    acs: tuple[int, int] | int,
     *,
     kernel: int = 6,
     threshold: float = 0.02,
@@ -74,9 +94,10 @@ def espirit(
 
     Args:
         kspace: (C, H, W), complex, centred; zeros where nothing was sampled.
-        acs: rows and columns of the fully sampled centre. Unlike sigpy's, a region may be a narrow rectangle,
-            as under column masks: the kernel shrinks to half of it where it must. (Patches of 4 of 7 columns
-            fill V, and maps of real coils become holes; patches of 3 do as well as a wide region.)
+        acs: rows and columns of the fully sampled centre, or one number for both. Unlike sigpy's, a region
+            may be a narrow rectangle, as under column masks: the kernel shrinks to half of it where it must.
+            (Patches of 4 of 7 columns fill V, and maps of real coils become holes; patches of 3 do as well as
+            a wide region.)
         kernel: width of the patches.
         threshold: singular values below this part of the largest do not belong to V.
         crop: maps are zero where the eigenvalue is smaller: no signal there.
@@ -86,6 +107,8 @@ def espirit(
     ``InputError`` without a calibration region or a signal in it.
     """
     block = calibration(kspace, acs)
+    if block.ndim > 3:
+        raise InputError("k-space (coils, H, W)", f"{tuple(kspace.shape)}", "pass one slice after the other")
     C, rows, columns = block.shape
     if not block.any():
         raise InputError("a signal in the centre of k-space", "zeros", "check the file")
@@ -117,6 +140,10 @@ def espirit(
     return maps * (value > crop)
 
 
+def _both(acs: tuple[int, int] | int) -> tuple[int, int]:
+    return (acs, acs) if isinstance(acs, int) else (acs[0], acs[1])
+
+
 def _waves(n: int, k: int, like: Tensor) -> Tensor:
     """exp(2πi (x − n//2) l / n) / k for lags |l| < k, complex (n, 2k − 1)."""
     x = torch.arange(n, dtype=torch.float64, device=like.device) - n // 2
@@ -139,7 +166,7 @@ def _hann(n: int, like: Tensor) -> Tensor:
     return torch.hann_window(n + 2, periodic=False, dtype=like.real.dtype, device=like.device)[1:-1]
 
 
-def _to_image(block: Tensor, shape: torch.Size | tuple[int, int]) -> Tensor:
+def _to_image(block: Tensor, shape: tuple[int, int]) -> Tensor:
     """Inverse centred transform of a central block, zero-padded to the shape."""
     rows, columns = block.shape[-2:]
     padded = block.new_zeros(*block.shape[:-2], *shape)
@@ -148,13 +175,14 @@ def _to_image(block: Tensor, shape: torch.Size | tuple[int, int]) -> Tensor:
     return torch.fft.fftshift(torch.fft.ifft2(padded, norm="ortho"), dim=(-2, -1))
 
 
-def estimate_maps(kspace: Tensor, acs: tuple[int, int], method: str = "espirit") -> Tensor:
+def estimate_maps(kspace: Array, acs: tuple[int, int] | int, method: str = "espirit") -> Tensor:
     """Maps (C, H, W) by ``method``, "espirit" or "low-resolution"; one coil has the map 1.
 
     ``kspace`` (C, H, W) may hold more than the calibration region ``acs``; nothing else of it is used. Where
     the region has fewer than ``NARROW`` lines, ESPIRiT has too few patches and low-resolution maps are taken.
     Raises ``InputError``.
     """
+    kspace, acs = as_tensor(kspace, "k-space"), _both(acs)
     if kspace.ndim == 3 and len(kspace) == 1 and kspace.is_complex():
         return torch.ones_like(kspace)
     if method not in ("espirit", "low-resolution"):

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform
+from monarch_sciml.mri.classical import METHODS
+from monarch_sciml.mri.inputs import Array, as_tensor
 from monarch_sciml.mri.masks import (
     Mask,
     MaskConfig,
@@ -44,25 +46,25 @@ class Reconstructed:
 
 
 def reconstruct_slice(
-    kspace: Tensor,
-    method: Reconstruct,
+    kspace: Array,
+    method: Reconstruct | str,
     *,
     sampling: MaskConfig | None = None,
     seed: int | tuple[int, ...] = 0,
-    maps: Tensor | str = "espirit",
+    maps: Array | str = "espirit",
     mask: Mask | None = None,
     padding: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
-    target: Tensor | None = None,
+    target: Array | None = None,
 ) -> Reconstructed:
     """Reconstruct one slice of k-space (C, H, W).
 
     Args:
         kspace: fully sampled: masked as ``sampling`` says; undersampled: as it is, with the mask given or
             found from its zeros.
-        method: (masked k-space, pattern, maps) → image (H, W), such as an entry of ``METHODS``.
+        method: (masked k-space, pattern, maps) → image (H, W), or the name of an entry of ``METHODS``.
         sampling, seed: the mask for fully sampled k-space.
-        maps: (C, H, W), or how to estimate them from the centre of the masked k-space.
+        maps: (C, H, W) with Σ|S|² = 1 or 0, or how to estimate them from the centre of the masked k-space.
         mask: of k-space that is undersampled, if known.
         padding: (left, right), the columns that were measured; of fully sampled k-space, those of zeros at
             the edges are left out in any case.
@@ -72,6 +74,15 @@ def reconstruct_slice(
     Raises:
         InputError: maps, mask and k-space that do not fit together, or no centre to calibrate with.
     """
+    if isinstance(method, str):
+        if method not in METHODS:
+            remedy = "choose one; of a trained network, pass a function"
+            raise InputError(f"a method out of {', '.join(METHODS)}", repr(method), remedy)
+        method = METHODS[method]
+    kspace = as_tensor(kspace, "k-space")
+    if kspace.ndim != 3:
+        remedy = "pass one slice, and keep the coil axis of a single coil"
+        raise InputError("k-space (coils, H, W)", f"{tuple(kspace.shape)}", remedy)
     found = mask_from_kspace(kspace) if mask is None else mask
     columns = measured_columns(found) if mask is None else None
     whole = columns is not None
@@ -83,7 +94,7 @@ def reconstruct_slice(
     y = apply_mask(kspace, found)
     if isinstance(maps, str):
         maps = estimate_maps(y, found.acs, maps)
-    elif maps.shape != kspace.shape:
+    elif (maps := as_tensor(maps, "coil maps")).shape != kspace.shape:
         raise InputError(
             f"coil maps of shape {tuple(kspace.shape)}, as k-space",
             f"{tuple(maps.shape)}",
@@ -101,5 +112,6 @@ def reconstruct_slice(
         target = root_sum_of_squares(FourierTransform(tuple(kspace.shape), inverse=True)(kspace))
         target = center_crop(target, size)
     if target is not None:
+        target = as_tensor(target, "a target")
         size = (target.shape[-2], target.shape[-1])
     return Reconstructed(center_crop(x.abs(), size), found, whole, consistency, target if whole else None)

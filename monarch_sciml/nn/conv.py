@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import project
+from monarch_sciml.nn.inputs import check_dtype
 
 __all__ = ["MonarchConv"]
 
@@ -85,6 +86,7 @@ class MonarchConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, …) → (B, C_out, …)."""
+        check_dtype(x, self.L.dtype)
         n = self.nblocks
         convolve = _FUNCTIONS[len(self.kernel_size)]
         z = convolve(

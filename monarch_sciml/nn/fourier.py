@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
+from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import monarch_dense
 from monarch_sciml.linalg import (
     FactoredTransform,
@@ -47,6 +50,14 @@ class LearnedFourier(nn.Module):
                     self.register_parameter(f"{name}_{axis}", nn.Parameter(real))
                 else:
                     self.register_buffer(f"{name}_{axis}", real)
+
+    def forward(self, *_: Tensor) -> NoReturn:
+        """Raises ``InputError``: the module makes operators, see ``operator``."""
+        raise InputError(
+            "transform.operator(x.shape), the transform as a linear operator",
+            "a call of the module itself",
+            "write transform.operator(x.shape)(x), and transform.operator(x.shape).H(X) for the adjoint",
+        )
 
     def matrix(self, axis: str, size: int | None = None) -> Tensor:
         """W along axis "y" or "x" on ``size`` points, complex (size, size)."""

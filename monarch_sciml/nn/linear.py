@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import monarch_dense, monarch_multiply
 from monarch_sciml.linalg import project
+from monarch_sciml.nn.inputs import check_dtype
 from monarch_sciml.nn.pointwise import PointwiseConv
 
 __all__ = ["MonarchLinear", "MonarchPointwise", "StackedLinear"]
@@ -36,12 +37,13 @@ class MonarchLinear(nn.Module):
         device, dtype: of the parameters.
 
     Shapes:
-        x (..., in_features) → (..., out_features).
+        x (..., in_features) → (..., out_features), in the dtype of the parameters, as ``nn.Linear``; under
+        autocast x is converted.
 
     Outputs start with the mean and variance they have in ``nn.Linear``, 1/3 of that of the input.
 
     Raises:
-        InputError: sizes below one, or an input of another size.
+        InputError: sizes below one, or an input of another size or dtype.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class MonarchLinear(nn.Module):
             raise InputError(
                 f"a last dimension of {self.in_features}", f"x {tuple(x.shape)}", "check in_features"
             )
+        check_dtype(x, self.L.dtype)
         padding = self.nblocks * self.R.shape[2] - self.in_features
         if padding:
             x = F.pad(x, (0, padding))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from monarch_sciml.errors import InputError
+from monarch_sciml.nn.inputs import check_dtype
+
 __all__ = ["PointwiseConv", "use_pointwise_products"]
 
 
@@ -13,6 +16,9 @@ class PointwiseConv(nn.Module):
 
     On a CPU it runs as one batched product, which is about twice as quick there, forward and backward, as the
     general convolution; elsewhere as that. (B, C_in, …) → (B, C_out, …).
+
+    Raises:
+        InputError: an input of other channels or of another dtype.
     """
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -23,6 +29,13 @@ class PointwiseConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, …) → (B, C_out, …)."""
         W = self.weight.flatten(1)
+        if x.ndim < 3 or x.shape[1] != W.shape[1]:
+            raise InputError(
+                f"an input (batch, {W.shape[1]}, …) of {W.shape[1]} channels",
+                f"shape {tuple(x.shape)}",
+                "channels are the second axis; an FNO adds one for each coordinate, and flattens the grid",
+            )
+        check_dtype(x, W.dtype)
         if x.device.type != "cpu":
             y = nn.functional.conv1d(x.flatten(2), W.unsqueeze(-1), self.bias)
         elif self.bias is None:

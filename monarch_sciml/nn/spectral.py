@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import spectral_convolution
 from monarch_sciml.linalg import interpolation
+from monarch_sciml.nn.inputs import check_dtype, needs_grid
 from monarch_sciml.nn.transform import LearnedTransform
 
 __all__ = ["MonarchSpectralConv", "use_learned_transforms"]
@@ -38,15 +39,17 @@ class MonarchSpectralConv(nn.Module):
     Shapes:
         x (B, in_channels, n_1 … n_d), real, on a periodic grid over the same domain for every size → (B,
         out_channels, n′_1 … n′_d). Other grid sizes than ``grid`` compose the transforms with exact
-        trigonometric interpolation.
+        trigonometric interpolation. x has the dtype of the weights, float32, float64, bfloat16 or float16, as
+        for torch's own layers; under autocast it is converted.
 
     Parameters are real: ``weight`` (m_1 … m_d, in_channels, out_channels, 2). Cost: one GEMM per axis and
     direction of 4·m·n multiply-adds per line and one batched GEMM over the kept modes.
 
     Raises:
-        InputError: more modes than grid points, or an input whose axes do not match.
+        InputError: no grid, more modes than grid points, or an input whose axes or dtype do not match.
     """
 
+    @needs_grid
     def __init__(
         self,
         in_channels: int,
@@ -210,6 +213,7 @@ class MonarchSpectralConv(nn.Module):
                 f"{x.dtype} of shape {tuple(x.shape)}",
                 "channels are the second axis",
             )
+        check_dtype(x, self.weight.dtype)
         analysis = [
             t(n)[:, used]
             for t, n, used in zip(self._transforms(self.analysis), x.shape[2:], self._used, strict=True)

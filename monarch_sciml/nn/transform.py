@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import fourier_factors, interpolation
 
 __all__ = ["LearnedTransform"]
@@ -22,6 +23,8 @@ class LearnedTransform(nn.Module):
     interpolation from n′ to n points, exact for band-limited input; at initialisation that is the DFT of
     size n′ itself.
 
+    A call gives W and does not apply it: ``W = torch.complex(*transform())``, then ``x.to(W.dtype) @ W.mT``.
+
     Args:
         n: points of the periodic grid it is defined on.
         n_modes: number of frequencies, 1 ≤ n_modes ≤ n.
@@ -33,7 +36,7 @@ class LearnedTransform(nn.Module):
         learned: False keeps the exact DFT: buffers instead of parameters.
 
     Raises:
-        InputError: unless 1 ≤ n_modes ≤ n.
+        InputError: unless 1 ≤ n_modes ≤ n; data in the place of a grid size.
     """
 
     def __init__(
@@ -61,6 +64,12 @@ class LearnedTransform(nn.Module):
 
     def forward(self, size: int | None = None) -> Tensor:
         """W on a grid of ``size`` points (default n): its real and imaginary planes (2, n_modes, size)."""
+        if isinstance(size, Tensor) and size.ndim:
+            raise InputError(
+                "a number of grid points, or nothing: a call gives the matrix W",
+                f"a tensor of shape {tuple(size.shape)}",
+                "apply it by W = torch.complex(*transform()), then x.to(W.dtype) @ W.mT",
+            )
         (Lr, Li), (Rr, Ri) = _planes(self.L, "jlk->ljk"), _planes(self.R, "kji->jik")
         # rows (ℓ, c), columns (j1, j2): k is the block index j2, which the stride permutation put last
         Lr, Li, Rr, Ri = Lr[:, :, None, :], Li[:, :, None, :], Rr[None], Ri[None]

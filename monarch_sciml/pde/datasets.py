@@ -53,6 +53,7 @@ class TrajectoryDataset(Dataset[Tensor]):
     Attributes:
         format: the name of the format. channels: C. grid: points along each spatial axis. n_times: T.
         times: (T,) float64, or None if the file has none; in the file's units.
+        stored: (N, T, C, *grid) of the whole file, before anything was chosen.
         viscosity: if the file states it, else None. attributes: what else the file says of itself.
 
     Raises:
@@ -127,6 +128,7 @@ class TrajectoryDataset(Dataset[Tensor]):
         self.attributes: dict[str, Any] = source.attributes
         self.viscosity: float | None = source.viscosity
         self.channels = source.length("c")
+        self.stored = (*(source.length(axis) for axis in "ntc"), *source.grid)
         self.grid = tuple(len(range(0, n, every)) for n in source.grid)
         self.n_times = len(self._times)
         self.times: Tensor | None = None

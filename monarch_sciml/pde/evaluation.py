@@ -17,7 +17,8 @@ from monarch_sciml.pde.metrics import energy_spectrum
 from monarch_sciml.pde.models import FramePredictor, count_parameters
 from monarch_sciml.pde.recipe import TrainConfig, split
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
-from monarch_sciml.training import is_finished, read_config, write_json
+from monarch_sciml.training import is_finished, read_config, read_json, use_paths, write_json
+from monarch_sciml.training.export import CONFIG, WEIGHTS
 from monarch_sciml.training.files import whole_files
 
 __all__ = ["EvaluateConfig", "Evaluation", "evaluate", "evaluate_run", "markdown_table"]
@@ -28,21 +29,25 @@ class EvaluateConfig:
     """Evaluate trained models on held-out trajectories, side by side."""
 
     runs: tuple[Path, ...]
-    """Run directories of finished trainings; changes are given against the first."""
+    """Run directories of finished trainings, or model folders; changes are given against the first."""
     out: Path
     """Directory for metrics.json, table.md, plots and evaluation.json (settings); all of them replace earlier
     ones, or none."""
     data: Path | None = None
-    """Other trajectories than the held-out ones of the training; all of them are used."""
+    """Other trajectories than the held-out ones of the training; all of them are used. A model folder that is
+    not in its run directory needs them."""
     every: int | None = None
     """Keep one grid point in so many; by default as in training. Any grid works: 1 for super-resolution."""
     threads: int | None = None
     """CPU threads; torch decides by default."""
-
     quiet: bool = False
     """No progress bar, no list of files."""
 
     def __post_init__(self) -> None:
+        use_paths(self, "out", "data")
+        runs: str | Path | tuple[str | Path, ...] = self.runs
+        runs = (runs,) if isinstance(runs, str | Path) else runs
+        object.__setattr__(self, "runs", tuple(map(Path, runs)))
         if not self.runs:
             raise InputError("at least one run directory", "none", "pass --runs DIR [DIR …]")
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -56,11 +61,12 @@ class Evaluation:
     run: str
     model: str
     protocol: str
-    seed: int
+    seed: int | None
     grid: tuple[int, ...]
     parameters: int
-    epochs: int
-    train_seconds: float
+    epochs: int | None
+    train_seconds: float | None
+    """None, as seed and epochs, of a model folder alone, which does not tell them."""
     trajectories: int
     one_step: float
     """Mean over frames, each predicted from true ones."""
@@ -85,7 +91,8 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     if config.threads:
         torch.set_num_threads(config.threads)
     options = {"data": config.data, "every": config.every, "progress": not config.quiet}
-    pairs = [evaluate_run(run, **options) for run in config.runs]
+    runs = tuple(_run_of(folder) for folder in config.runs)
+    pairs = [evaluate_run(run, **options) for run in runs]
     results, examples = [result for result, _ in pairs], [example for _, example in pairs]
     if any(_subject(pair) != _subject(pairs[0]) for pair in pairs):
         raise InputError(
@@ -98,7 +105,7 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
             write_json(unfinished / "evaluation.json", asdict(config))
             write_json(unfinished / "metrics.json", [asdict(result) for result in results])
             (unfinished / "table.md").write_text(markdown_table(results), encoding="utf-8")
-            _save_plots(replace(config, out=unfinished), results, examples)
+            _save_plots(replace(config, out=unfinished, runs=runs), results, examples)
     except OSError as error:
         raise InputError(
             "an output directory that can be written", str(error), "free the disk, or choose another --out"
@@ -113,7 +120,9 @@ def _save_plots(
     from monarch_sciml.pde import plots
     from monarch_sciml.training.plots import same_but_for_seed
 
-    groups = same_but_for_seed(config.runs)
+    trained = [i for i, run in enumerate(config.runs) if not _is_model(run)]
+    groups = [[trained[k] for k in group] for group in same_but_for_seed([config.runs[i] for i in trained])]
+    groups = sorted(groups + [[i] for i in range(len(results)) if i not in trained])
     first = [group[0] for group in groups]
     candidates = [[results[i].model for i in first], [results[i].run for i in first]]
     names = next((n for n in candidates if len({*n}) == len(n)), [str(config.runs[i]) for i in first])
@@ -128,8 +137,13 @@ def _save_plots(
     if results[0].true_spectrum is not None:
         spectra = {name: [results[i].spectrum or [] for i in group] for name, group in seeds.items()}
         plots.save_spectra(config.out / "spectrum.png", {"truth": results[0].true_spectrum, **spectra})
-    tables = {name: [config.runs[i] / "metrics.csv" for i in group] for name, group in seeds.items()}
-    plots.save_training_curves(config.out / "training.png", tables)
+    tables = {
+        name: [config.runs[i] / "metrics.csv" for i in group]
+        for name, group in seeds.items()
+        if group[0] in trained
+    }
+    if tables:
+        plots.save_training_curves(config.out / "training.png", tables)
     for i in first:
         if results[i].model == "fno-monarch":
             plots.save_transform(config.out / "transform.png", FramePredictor.from_pretrained(config.runs[i]))
@@ -142,22 +156,53 @@ def _subject(pair: tuple[Evaluation, tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
     return result.times, result.grid, result.trajectories, truth.tolist()
 
 
-def evaluate_run(
-    run: Path, *, data: Path | None = None, every: int | None = None, progress: bool = True
-) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
-    """Errors of one finished run; truth and prediction (steps, *grid) of its first trajectory, channel 0."""
-    if not is_finished(run):
-        raise InputError(
-            f"a finished training in {run}", "no exported model", "pass --resume to train it to its end"
+def _is_model(folder: Path) -> bool:
+    """Whether it is a model folder and not a run directory, in which that lies."""
+    return not is_finished(folder) and all((folder / name).is_file() for name in (CONFIG, WEIGHTS))
+
+
+def _run_of(folder: Path) -> Path:
+    """The run directory of a model folder that still lies in it; of others the folder itself."""
+    parent = folder.absolute().parent
+    inside = _is_model(folder) and folder.absolute().name == "model" and (parent / CONFIG).is_file()
+    return parent if inside and "config" in read_json(parent / CONFIG) else folder
+
+
+def _settings(run: Path, model: FramePredictor, data: Path | None, every: int | None) -> TrainConfig:
+    """Those of the training, or as far as a model folder tells them."""
+    if _is_model(run):
+        if data is None:
+            raise InputError(
+                f"trajectories for the model {run}, which does not say where those of its training are",
+                "none",
+                "pass --data, or the run directory of the training",
+            )
+        protocol = "A" if model.config.n_in > 1 else "B"
+        return TrainConfig(
+            data, run, model=model.config.kind, protocol=protocol, every=1 if every is None else every
         )
-    model = FramePredictor.from_pretrained(run)
     saved = read_config(run)
     changes = {} if every is None else {"every": every}
     try:
-        settings = TrainConfig(**{**saved, "data": Path(saved["data"]), "out": run, **changes})
+        return TrainConfig(**{**saved, "data": Path(saved["data"]), "out": run, **changes})
     except (TypeError, KeyError) as error:
         found = f"{type(error).__name__}: {error}"
         raise InputError(f"the settings of a training in {run}", found, "check its config.json") from None
+
+
+def evaluate_run(
+    run: Path, *, data: Path | None = None, every: int | None = None, progress: bool = True
+) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
+    """Errors of one run, or of a model folder on ``data``; truth and prediction (steps, *grid) of the first
+    trajectory, channel 0."""
+    run = _run_of(Path(run))
+    alone = _is_model(run)
+    if not is_finished(run) and not alone:
+        begun = (run / CONFIG).exists()
+        remedy = "train it to its end with pde train --resume" if begun else "check the path"
+        raise InputError(f"a finished training in {run}", "no exported model", remedy)
+    model = FramePredictor.from_pretrained(run)
+    settings = _settings(run, model, data, every)
     held_out = split(settings)[1] if data is None else TrajectoryDataset(data, **settings.selection).load()
     if held_out.channels != model.config.channels or len(held_out.grid) != len(model.config.grid):
         raise InputError(
@@ -165,7 +210,7 @@ def evaluate_run(
             f"{held_out}",
             "evaluate on data like those of the training",
         )
-    n_in = settings.n_in
+    n_in = model.config.n_in
     per_frame, per_block, one_step, spectra = [], [], [], []
     examples: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
@@ -188,11 +233,11 @@ def evaluate_run(
         run=run.absolute().name,
         model=settings.model,
         protocol=settings.protocol,
-        seed=settings.seed,
+        seed=None if alone else settings.seed,
         grid=held_out.grid,
         parameters=count_parameters(model),
-        epochs=settings.epochs,
-        train_seconds=_training_seconds(run / "metrics.csv"),
+        epochs=None if alone else settings.epochs,
+        train_seconds=None if alone else _training_seconds(run / "metrics.csv"),
         trajectories=len(held_out),
         one_step=steps.mean().item(),
         rollout=blocks.mean().item(),
@@ -224,9 +269,11 @@ def markdown_table(results: Sequence[Evaluation]) -> str:
     ]
     for r in results:
         spread = "" if r.rollout_standard_error is None else f" ± {r.rollout_standard_error:.4f}"
+        seed = "" if r.seed is None else r.seed
+        seconds = "" if r.train_seconds is None else f"{r.train_seconds:.0f} s"
         change = f"{100 * (r.rollout / results[0].rollout - 1):+.0f} %" if r is not results[0] else ""
         lines.append(
-            f"| {r.model} | {r.seed} | {r.parameters:,} | {r.train_seconds:.0f} s | {r.one_step:.4f} "
+            f"| {r.model} | {seed} | {r.parameters:,} | {seconds} | {r.one_step:.4f} "
             f"| {r.rollout:.4f}{spread} | {change} |"
         )
     r = results[0]

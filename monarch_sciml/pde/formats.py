@@ -44,6 +44,8 @@ def open_source(path: Path, key: str | None = None, axes: str | None = None, ini
     """
     with decoding(path, "trajectory"):
         kind = _kind(_existing(path))
+    if key is not None and kind == "NumPy":
+        raise InputError("no key for a .npy file, which holds one array", f"key={key!r}", "leave it out")
     if initial and not kind.startswith("MATLAB"):
         raise InputError("a MATLAB file for initial=True", f"{path.name} ({kind})", "drop initial=True")
     with decoding(path, kind):
@@ -259,7 +261,7 @@ def _the_well(file: h5py.File, arrays: dict[str, h5py.Dataset], axes: str | None
         raise InputError(
             f"fields with axes n, t and {dimensions} in space in t0_fields or t1_fields",
             f"none in {Path(file.filename).name}",
-            "read one array with key= and axes=",
+            "read one array with key= and axes= (--key, --axes)",
         )
     return _stacked(fields, coordinates, axes, "the_well", dimensions)
 

@@ -55,7 +55,7 @@ class GenerateConfig:
     seed: int = 0
     """Seed of the initial conditions."""
     forcing: bool = True
-    """Drive the flow with 0.1 (sin 2π(x + y) + cos 2π(x + y)); without it the flow decays."""
+    """With --no-forcing the flow decays; otherwise 0.1 (sin 2π(x + y) + cos 2π(x + y)) drives it."""
     scale: float = 1.0
     """Amplitude of the initial condition; 1 for the released FNO data, 0.7071 for its later rewrite."""
     solver_resolution: int | None = None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.nn import MonarchSpectralConv, use_pointwise_products
+from monarch_sciml.nn.inputs import check_dtype
 from monarch_sciml.nn.spectral import is_spectral_conv
 from monarch_sciml.pde.baselines import ResNet, TFNet, UNet
 from monarch_sciml.training.hub import Pretrained, read_settings
@@ -57,7 +58,8 @@ def fno_monarch(
     """The same operator with learned Monarch transforms defined on ``grid``, initialised to the DFT.
 
     Before training it is the FNO, on every grid. ``learned=False`` keeps the exact DFT. The 1 × 1
-    convolutions of the body run as products, with the same result.
+    convolutions of the body run as products, with the same result. Input has the dtype of the weights; to
+    another than float32, convert the model before its first call: neuraloperator keeps the coordinates of it.
     """
     conv = MonarchSpectralConv.on_grid(grid, learned=learned)
     return use_pointwise_products(_body(n_modes, width, in_channels, out_channels, layers, conv_module=conv))
@@ -153,7 +155,8 @@ class FramePredictor(Pretrained):
     """Frames in, next frame out: (B, n_in, C, *grid) → (B, C, *grid).
 
     Frames become channels of the operator, divided by ``scale``, the standard deviation of the training data.
-    With ``residual`` the operator predicts the change since the last frame.
+    With ``residual`` the operator predicts the change since the last frame. Frames have the dtype of the
+    weights, float32; a forward pass under autocast converts.
     """
 
     def __init__(self, operator: nn.Module, config: ModelConfig):
@@ -171,6 +174,10 @@ class FramePredictor(Pretrained):
                 f"shape {tuple(frames.shape)}",
                 f"this model takes {c.n_in} frames of {c.channels} channels",
             )
+        # of an FNO's weights some are complex
+        check_dtype(frames, next(self.parameters()).dtype.to_real())
+        if not len(frames):
+            return frames[:, -1]
         change = self.operator(frames.flatten(1, 2) / c.scale) * c.scale
         return frames[:, -1] + change if c.residual else change
 
@@ -220,7 +227,7 @@ class FramePredictor(Pretrained):
             metrics={"one_step": ("relative_l2", "relative L2, one step ahead"), "rollout": ROLLOUT},
             limits=(
                 "For trajectories like those of the training: equation, coefficients, domain and time step.",
-                "Input in the units of the training data. Domains are taken as periodic.",
+                f"Input in the units of the training data. {DOMAINS[c.kind == 'fno-monarch']}",
                 grids[spectral],
             ),
             data=_training_data,
@@ -232,6 +239,10 @@ from monarch_sciml.pde import FramePredictor, rollout
 
 model = FramePredictor.from_pretrained("{source}")
 prediction = rollout(model, frames, 20)  # the next 20 frames, each of them predicted from the ones before"""
+DOMAINS = (
+    "Domains are taken as periodic.",
+    "Transforms began as those of a periodic domain.",
+)
 ROLLOUT = ("relative_l2", "relative L2, rollout over all frames")
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,19 +75,19 @@ def standard_forcing(
 
 @torch.no_grad()
 def solve_navier_stokes(
-    w0: Tensor,
+    w0: Tensor | np.ndarray,
     viscosity: float,
     times: Sequence[float] | Tensor,
     *,
-    forcing: Tensor | Literal["standard"] | None = "standard",
+    forcing: Tensor | np.ndarray | Literal["standard"] | None = "standard",
     cfl: float = 2.0,
     max_dt: float = 0.1,
 ) -> Tensor:
     """Solve w_t + u·∇w = ν Δw + f on the unit torus from w(0) = ``w0``; return w at ``times``.
 
     Args:
-        w0: initial vorticity (N, x, y), float32 or float64, on any device and any grid from 4 × 4. Its
-            mean is conserved (plus the mean of f); it induces no mean flow.
+        w0: initial vorticity (N, x, y), float32 or float64, on any device and any grid from 4 × 4, or a
+            NumPy array. Its mean is conserved (plus the mean of f); it induces no mean flow.
         viscosity: ν ≥ 0.
         times: increasing times ≥ 0, each of which a step lands on exactly.
         forcing: f, of shape (x, y) or (N, x, y); None for no forcing; by default ``standard_forcing``.
@@ -106,7 +107,7 @@ def solve_navier_stokes(
         InputError: an argument is not as described.
         FloatingPointError: an interval fails still after the step has been halved five times.
     """
-    times = [float(t) for t in times]
+    times, w0 = [float(t) for t in times], _tensor(w0, "w0")
     _check(w0, viscosity, times, cfl, max_dt)
     grid = (w0.shape[1], w0.shape[2])
     f = _forcing_like(w0, forcing)
@@ -137,13 +138,22 @@ def solve_navier_stokes(
     return frames
 
 
-def _forcing_like(w0: Tensor, forcing: Tensor | Literal["standard"] | None) -> Tensor:
+def _tensor(field: Tensor | np.ndarray, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(field)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = f"{type(field).__name__} ({error})"
+        raise InputError(f"{name} as a tensor or a NumPy array of numbers", found, "convert it") from None
+
+
+def _forcing_like(w0: Tensor, forcing: Tensor | np.ndarray | Literal["standard"] | None) -> Tensor:
     if forcing is None:
         return torch.zeros_like(w0[0])
     if isinstance(forcing, str):
         if forcing != "standard":
             raise InputError('"standard", None or a tensor as forcing', repr(forcing), "pass one of these")
         return standard_forcing((w0.shape[1], w0.shape[2]), w0.dtype, w0.device)
+    forcing = _tensor(forcing, "forcing")
     if forcing.is_complex() or forcing.shape not in (w0.shape, w0.shape[1:]) or not forcing.isfinite().all():
         raise InputError(
             f"a real, finite forcing of shape {tuple(w0.shape[1:])} or {tuple(w0.shape)}",

@@ -1,5 +1,6 @@
 """Training as a sentence: trajectory file → windows → model → rollout → relative L2 → checkpoint → export."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,13 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
-from monarch_sciml.errors import InputError
+from monarch_sciml.errors import InputError, one_line
 from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
+from monarch_sciml.pde.inspection import doubts, summary
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig, spectral_weights
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
-from monarch_sciml.training import check_device, check_run, check_settings, create_run, is_finished
+from monarch_sciml.training import check_device, check_run, check_settings, create_run, is_finished, use_paths
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
@@ -60,6 +62,10 @@ class TrainConfig:
     """Use so many frames, all by default."""
     every: int = 1
     """Keep one grid point in so many along each axis."""
+    key: str | None = None
+    """Name of the array in the file; by default the usual one of its format, or the only one that fits."""
+    axes: str | None = None
+    """Order of its axes, such as "n x y t c", trajectory, space, time, channel; by default the format's."""
     epochs: int = 10
     """Passes over the training windows."""
     batch: int = 20
@@ -88,6 +94,7 @@ class TrainConfig:
     """No progress bar and no epochs; print the run directory alone."""
 
     def __post_init__(self) -> None:
+        use_paths(self, "data", "out")
         check_settings(self, LEAST, MOST)
 
     @property
@@ -99,7 +106,8 @@ class TrainConfig:
     def selection(self) -> dict[str, Any]:
         """What of the file is used: arguments of ``TrajectoryDataset``."""
         stop = None if self.frames is None else self.first_frame + self.frames
-        return {"times": slice(self.first_frame, stop), "every": self.every}
+        times = slice(self.first_frame, stop)
+        return {"times": times, "every": self.every, "key": self.key, "axes": self.axes}
 
     @property
     def peak_rate(self) -> float:
@@ -110,7 +118,8 @@ class TrainConfig:
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run directory.
 
-    Every check of the data and the model happens before the run directory is made. Raises ``InputError``, and
+    Every check of the data and the model happens before the run directory is made. Unless ``quiet``, prints
+    how the file was understood; warns of what in it looks wrong. Raises ``InputError``, and
     ``KeyboardInterrupt`` when interrupted.
     """
     if config.devices > 1 and world()[1] == 1:
@@ -132,6 +141,11 @@ def _train(config: TrainConfig) -> Path:
 
     data = {"grid": training.grid, "frames": training.n_times, "standard deviation": f"{scale:.6g}"}
     run = create_run(config.out, config, data)
+    if world()[0] == 0:
+        for doubt in doubts(training, guessed=config.axes is None):
+            warnings.warn(doubt, stacklevel=3)
+        if not config.quiet:
+            print(one_line(summary(training, held_out)), flush=True)
 
     from monarch_sciml.training.loop import Task, fit  # Lightning: only when training
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from monarch_sciml.errors import InputError
 from monarch_sciml.pde.metrics import relative_l2
 
 __all__ = ["one_step_errors", "rollout", "rollout_errors"]
@@ -17,7 +18,12 @@ def rollout(model: Predictor, context: Tensor, steps: int) -> Tensor:
     """Predict ``steps`` frames after ``context`` (B, n_in, C, *grid): (B, steps, C, *grid).
 
     The window of n_in frames slides over the predictions. Differentiable, so it also serves training.
+
+    Raises:
+        InputError: fewer than one step, or what ``model`` refuses.
     """
+    if steps < 1:
+        raise InputError("at least one step", f"steps={steps}", "raise steps")
     frames = []
     for _ in range(steps):
         frame = model(context)

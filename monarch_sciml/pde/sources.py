@@ -84,7 +84,7 @@ class Source:
                 raise InputError(
                     f"{variable.name!r} as large as {first.name!r} along every axis but {self.along}",
                     f"{_described(variable)} beside {_described(first)}",
-                    "give key= to read one array only",
+                    "give key= (--key) to read one array only",
                 )
         if self.times is not None and not (
             np.isfinite(self.times).all() and (self.times[1:] > self.times[:-1]).all()
@@ -141,7 +141,9 @@ def named_source(arrays: Mapping[str, Any], key: str | None, axes: str | None, n
     if key is None:
         candidates = [k for k, array in arrays.items() if len(array.shape) >= 3]
         if len(candidates) != 1:
-            raise InputError("one array of trajectories", _listed(arrays), "name the one to read with key=")
+            raise InputError(
+                "one array of trajectories", _listed(arrays), "name the one to read with key= (--key)"
+            )
         key = candidates[0]
     array = arrays[pick(arrays, key)]
     letters = axis_letters(axes, array, TIME_FIRST)
@@ -155,7 +157,7 @@ def pick(names: Iterable[str], key: str) -> str:
         InputError: it is not; the message lists the names.
     """
     if key not in names:
-        raise InputError(f"an array {key!r}", _listed(names), "name the one to read with key=")
+        raise InputError(f"an array {key!r}", _listed(names), "name the one to read with key= (--key)")
     return key
 
 
@@ -169,7 +171,7 @@ def axis_letters(axes: str | None, array: Any, usual: Mapping[int, str]) -> str:
     if axes is None and ndim not in usual:
         orders = ", ".join(" ".join(order) for order in usual.values())
         found = f"shape {tuple(array.shape)}"
-        raise InputError(f"axes {orders}", found, 'name the axes there are, such as axes="n t x y c"')
+        raise InputError(f"axes {orders}", found, 'name the axes there are: axes="n t x y c" (--axes)')
     return parse_axes(usual[ndim] if axes is None else axes, ndim)
 
 
@@ -185,11 +187,11 @@ def parse_axes(axes: str, ndim: int) -> str:
         raise InputError(
             "axes from the letters n t c x y z, none twice, with x, or x and y, or x, y and z",
             repr(axes),
-            'write for example axes="n t x y"',
+            'write for example axes="n t x y" (--axes)',
         )
     if len(letters) != ndim:
         expected = f"{len(letters)} axes ({' '.join(letters)})"
-        raise InputError(expected, f"an array of {ndim}", "name every axis with axes=")
+        raise InputError(expected, f"an array of {ndim}", "name every axis with axes= (--axes)")
     return letters
 
 
@@ -220,9 +222,9 @@ def checked_times(arrays: Mapping[str, Any], letters: str, shape: tuple[int, ...
         raise InputError(
             f"axes as long as the file's coordinates, {wanted}",
             f"shape {tuple(shape)} read as axes {' '.join(letters)}",
-            f'give axes="{better}" if that is the true order'
+            f'give axes="{better}" (--axes) if that is the true order'
             if better
-            else "repair the coordinates, or name another array with key= and axes=",
+            else "repair the coordinates, or name another array with key= and axes= (--key, --axes)",
         )
     return None if times is None else times[: shape[letters.index("t")]]
 

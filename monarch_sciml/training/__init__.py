@@ -12,6 +12,7 @@ from monarch_sciml.training.run import (
     is_finished,
     read_config,
     read_json,
+    use_paths,
     write_json,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "read_config",
     "read_json",
     "save_model",
+    "use_paths",
     "write_json",
 ]

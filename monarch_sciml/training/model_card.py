@@ -88,7 +88,7 @@ def model_card(about: About, *, source: str, run: Path | None, license: str) -> 
         f"# {about.title}",
         about.notice,
         about.summary,
-        f"## Use\n\nWith `pip install monarch_sciml`:\n\n```python\n{about.usage.format(source=source)}\n```",
+        f"## Use\n\n{INSTALL}\n\n```python\n{about.usage.format(source=source)}\n```",
         f"```\n{shell}\n```" if shell else "",
         f"## Training\n\n{training}",
         "## Limits\n\n" + "\n".join(f"* {limit}" for limit in about.limits),
@@ -198,6 +198,8 @@ def _licence(license: str) -> str:
         f"{weights} Mind the terms of the training data. The code of monarch_sciml is under the MIT licence."
     )
 
+
+INSTALL = "With monarch_sciml, installed from its source repository by `python -m pip install .`:"
 
 CITATION = f"""## Citation
 

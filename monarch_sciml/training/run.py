@@ -27,6 +27,7 @@ __all__ = [
     "is_finished",
     "read_config",
     "read_json",
+    "use_paths",
     "write_json",
 ]
 
@@ -134,6 +135,13 @@ def check_settings(config: Any, least: Mapping[str, float], most: Mapping[str, f
         raise InputError("a seed below 2**32", str(config.seed), "lower --seed")
     if config.learning_rate is not None and not config.learning_rate > 0:
         raise InputError("a positive learning_rate", str(config.learning_rate), "raise --learning-rate")
+
+
+def use_paths(config: Any, *names: str) -> None:
+    """Make paths of the strings among these fields of a frozen dataclass: Python lets anything in."""
+    for name in names:
+        if isinstance(value := getattr(config, name), str):
+            object.__setattr__(config, name, Path(value))
 
 
 def check_device(device: str) -> None:

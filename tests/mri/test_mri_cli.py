@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from kspace_files import fastmri, noise
+from test_documentation import ROOT, commands
 
-from monarch_sciml.cli import Mri, Simulate, main
+from monarch_sciml.cli import Mri, Simulate, _parse, main
 from monarch_sciml.mri import evaluation, recipe, reconstruction
-from monarch_sciml.mri.masks import MaskConfig
+from monarch_sciml.mri.masks import MaskConfig, MaskOptions
 from monarch_sciml.mri.simulation import SimulateConfig
 from monarch_sciml.mri.writers import NOTICE
 
@@ -24,7 +25,7 @@ COLUMNS = "--mask random --accelerations 2 --center-fractions 0.3"
 COMMANDS = {
     "simulate": [Simulate, SimulateConfig],
     "train": [recipe.TrainConfig, MaskConfig],
-    "reconstruct": [reconstruction.ReconstructConfig, MaskConfig],
+    "reconstruct": [reconstruction.ReconstructConfig, MaskOptions],
     "evaluate": [evaluation.EvaluateConfig],
 }
 
@@ -56,9 +57,30 @@ def test_help_explains_every_option(command, capsys):
         source = Path(sys.modules[config.__module__].__file__ or "").read_text(encoding="utf-8")
         body = source[source.index(f"class {config.__name__}") :]
         for option in dataclasses.fields(config):
-            if not dataclasses.is_dataclass(option.type) and "MaskConfig" not in str(option.type):
+            if not dataclasses.is_dataclass(option.type) and "Mask" not in str(option.type):
                 assert re.search(rf"--(no-)?{option.name.replace('_', '-')} ", out), option.name
                 assert re.search(rf'^    {option.name}: [^\n]+\n    """\S', body, re.MULTILINE), option.name
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "words"),
+    [
+        (
+            "reconstruct",
+            "--no-header",
+            "The file's header is used, .*, unless --no-header is given. .default: True",
+        ),
+        (
+            "train",
+            "--no-share-transforms",
+            "All cascades share .*, unless --no-share-transforms is given: then one",
+        ),
+    ],
+)
+def test_flags_that_switch_off_say_what_they_do(command, flag, words, capsys):
+    assert status(command, "--help") == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert re.search(rf" {flag} {words}", text)
 
 
 def test_help_names_the_commands(capsys):
@@ -126,12 +148,36 @@ def test_simulate_train_reconstruct_evaluate(data, tmp_path, capsys):
     assert NOTICE in printed
 
 
+def test_what_is_said_aside_is_one_line_on_stderr(data, tmp_path, capsys):
+    path, run = data / "sim_0000.h5", tmp_path / "run"
+    assert status("train --model unet --data", data, "--out", run, TINY, COLUMNS, "--quiet") == 0
+    capsys.readouterr()
+    network = ("reconstruct --quiet --files", path, "--run", run)
+    assert status(*network, "--out", tmp_path / "a") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "undersampled here: random 2× (centre 30 %)." in out
+    assert "The network was trained under masks random 2× (centre 30 %)." in out
+    assert status(*network, "--out", tmp_path / "b", "--mask equispaced") == 0
+    said = "the mask is equispaced 2× .centre 30 %., but the network was trained under random 2×"
+    assert re.fullmatch(
+        rf"monarch-sciml: warning: {said} .centre 30 %.: results may be worse\n", capsys.readouterr().err
+    )
+    maps = ("--out", tmp_path / "c", "--maps", path, COLUMNS, "--method zero-filled")
+    assert status("reconstruct --quiet --files", path, *maps) == 0
+    err = capsys.readouterr().err
+    assert re.fullmatch(
+        r"monarch-sciml: warning: coil maps in sim_0000.h5 have √Σ\|S\|² of .* are scaled to 1\n", err
+    )
+
+
 @pytest.mark.parametrize("maps", ["espirit", "low-resolution", "maps.npy"])
 def test_maps_are_a_method_or_a_file(data, tmp_path, maps, capsys):
     """The words are no file names."""
     path = data / "sim_0000.h5"
     with h5py.File(path) as file:
-        np.save(tmp_path / "maps.npy", file["kspace"][0])
+        kspace = file["kspace"][0]
+    np.save(tmp_path / "maps.npy", kspace / np.linalg.norm(kspace, axis=0))
     chosen = tmp_path / maps if maps.endswith("npy") else maps
     arguments = ("--out", tmp_path / "out", "--maps", chosen, COLUMNS, "--method zero-filled --quiet")
     assert status("reconstruct --files", path, *arguments) == 0
@@ -210,3 +256,28 @@ def test_wrong_options_are_named(arguments, match, capsys):
     assert out == ""
     assert match in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/mri.md", "docs/how-to/kspace.md"])
+def test_the_commands_of_a_page_can_follow_one_another(page):
+    """No images are written twice, and what is compared was made before; data of one's own are scan.*."""
+    written: set[Path] = set()
+    made: set[Path] = set()
+    for words in (line.split("#")[0].split()[1:] for line in commands(ROOT / page)):
+        command = getattr(_parse(words), "command", None)
+        match command:
+            case Simulate():
+                made.add(command.out)
+            case recipe.TrainConfig():
+                assert command.data in made | {Path("scans")}
+                made.add(command.out)
+            case reconstruction.ReconstructConfig():
+                images = {command.out / path.stem for path in command.files}
+                assert not images & written, words
+                assert all(path.stem == "scan" or path.parent in made for path in command.files)
+                assert command.run is None or command.run in made or command.run.name == "varnet-monarch"
+                written |= images
+                made.add(command.out)
+            case evaluation.EvaluateConfig():
+                assert {command.target, *command.prediction} <= made
+    assert written

@@ -235,7 +235,7 @@ def test_double_precision_becomes_single(tmp_path: Path):
     [
         (K[0, 0], {}, r"'kspace' of \(slices, coils, H, W\) or .*; found shape \(10, 7\) in a.h5"),
         (K[None], {}, r"found shape \(1, 3, 4, 10, 7\) in a.h5"),
-        (K.real, {}, r"'kspace' of complex numbers; found float32 in a.h5; k-space is complex"),
+        (K.real, {}, r"'kspace' of complex numbers; found float32 in a.h5; save array"),
         (K[:0], {}, r"at least one slice.* found shape \(0, 4, 10, 7\) \(slices, coils, H, W\) in a.h5"),
         (K, {"mask": np.ones(W + 1)}, "a mask of 7 columns, as k-space has; found 8 in a.h5"),
         (K, {"reconstruction_rss": TARGET[1:]}, r"a target of 3 real images .*; found float32 \(2, 6, 5\)"),
@@ -299,7 +299,7 @@ def test_npy_axes(shape: tuple[int, ...], multicoil: bool, order: str, tmp_path:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (K.real, r"the array of complex numbers; found float32 in a.npy; .*array\[..., 0\] \+ 1j"),
+        (K.real, r"expected k-space of complex numbers; found float32 in a.npy; .*array\[..., 0\] \+ 1j"),
         (K[None], r"\(slices, coils, H, W\), \(coils, H, W\) or \(H, W\); found shape \(1, 3"),
         (K[:0], "at least one slice"),
     ],

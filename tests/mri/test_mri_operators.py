@@ -191,7 +191,7 @@ def test_normalise_gives_one_scale_a_slice():
     assert torch.isfinite(image / normalise(0 * image)).all()
 
 
-@pytest.mark.parametrize("shape", [(12,), (1, 11), (7, 12), (12, 8), (8, 1)])
+@pytest.mark.parametrize("shape", [(11,), (), (1, 11), (7, 12), (12, 8), (8, 1)])
 def test_a_mask_that_does_not_fit(shape):
     with pytest.raises(
         InputError, match=r"expected a mask \(1, 12\) or \(8, 12\); found .*belongs to this k-space"

@@ -146,7 +146,7 @@ def test_other_weights_and_other_maps_are_other_settings(files, tmp_path):
             reconstruct(network)
     with pytest.raises(InputError, match=r"made with network=[0-9a-f]{16} .*found network=[0-9a-f]{16}"):
         reconstruct(network)
-    maps = npy(tmp_path / "maps.npy", K[0])
+    maps = npy(tmp_path / "maps.npy", K[0] / np.linalg.norm(K[0], axis=0))
     reconstruct(config(files[:1], maps=maps, out=tmp_path / "b"))
     os.utime(maps, ns=(0, 0))
     with pytest.raises(InputError, match=r"maps=\['maps.npy', \d+, 0\].*found maps=\['maps.npy'"):

@@ -107,6 +107,21 @@ def test_options_without_meaning_here_are_refused(option, value):
         fno(**{option: value})
 
 
+def test_the_layer_itself_is_no_module_for_it():
+    """neuraloperator builds it without the grid, and with options that it does not know."""
+    with pytest.raises(InputError, match=r"in neuraloperator's FNO use conv_module=Mon\w+.on_grid"):
+        fno(conv_module=MonarchSpectralConv)
+
+
+def test_a_padded_domain_wants_the_padded_grid():
+    """Padded on both ends of each axis; as the guide says."""
+    seen = []
+    model = fno((48, 48), domain_padding=0.25)
+    model.fno_blocks.convs[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2:]))
+    assert model(torch.randn(1, 2, 32, 32)).shape == (1, 1, 32, 32)
+    assert seen == [model.fno_blocks.convs[0].grid]
+
+
 def test_options_that_name_the_default_are_accepted():
     fno(factorization="dense", rank=0.5, implementation="reconstructed", fno_block_precision="full")
 

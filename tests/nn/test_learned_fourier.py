@@ -3,7 +3,7 @@ import torch
 from laws import assert_adjoint, assert_unitary, relative_error
 from torch import nn
 
-from monarch_sciml import LearnedFourier
+from monarch_sciml import InputError, LearnedFourier
 from monarch_sciml.linalg import FourierTransform, centered_dft
 
 GRIDS = [(640, 368), (640, 372), (320, 320), (230, 180), (256, 340), (31, 37)]
@@ -155,3 +155,10 @@ def test_parameters_are_real_and_few_and_may_be_frozen():
     # 128 = 8 · 16: two axes of L (8, 16, 16) and R (16, 8, 8), complex
     assert sum(p.numel() for p in transform.parameters()) == 2 * 2 * (8 * 16 * 16 + 16 * 8 * 8)
     assert not list(LearnedFourier((128, 128), learned=False).parameters())
+
+
+def test_a_call_names_the_operator():
+    transform, x = LearnedFourier((12, 10)), torch.randn(2, 12, 10, dtype=torch.complex64)
+    with pytest.raises(InputError, match=r"; write transform.operator\(x.shape\)\(x\), and .*\.H\(X\)"):
+        transform(x)
+    assert transform.operator(x.shape)(x).shape == x.shape

@@ -96,3 +96,14 @@ def test_a_fixed_one_has_no_parameters_and_the_same_matrix():
 def test_the_number_of_modes_is_checked():
     with pytest.raises(InputError, match="between 1 and 8 modes on a grid of 8 points; found 9"):
         LearnedTransform(8, 9)
+
+
+def test_data_in_the_place_of_a_size():
+    """A call gives the matrix; the message tells how to apply it."""
+    transform, x = LearnedTransform(64, n_modes=16), torch.randn(3, 64)
+    with pytest.raises(
+        InputError, match=r"a number of grid points.*found a tensor of shape \(3, 64\); apply"
+    ):
+        transform(x)
+    W = matrix(transform())
+    assert relative_error(x.to(W.dtype) @ W.mT, fft.fft(x, norm="ortho")[:, torch.arange(-8, 8)]) < 1e-13

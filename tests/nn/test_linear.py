@@ -153,6 +153,22 @@ def test_dtypes_are_kept():
     assert layer(torch.randn(3, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.int64], ids=str
+)
+def test_input_of_another_dtype_is_refused(dtype):
+    """As by ``nn.Linear``."""
+    layer, x = MonarchLinear(30, 50), torch.ones(3, 30, dtype=dtype)
+    with pytest.raises(RuntimeError):
+        nn.Linear(30, 50)(x)
+    with pytest.raises(
+        InputError, match=r"in float32, the dtype of the weights; found \w+; .*x.to\(torch.flo"
+    ):
+        layer(x)
+    if dtype.is_floating_point:
+        assert layer.to(dtype)(x).dtype == dtype
+
+
 @pytest.mark.parametrize("sizes", [(16, 64, 4), (30, 50, 4)], ids=str)
 def test_autocast_computes_in_its_dtype(sizes):
     layer = MonarchLinear(*sizes)

@@ -165,3 +165,9 @@ def test_training_goes_on_dense_with_the_state_of_the_optimiser():
     after = [step() for _ in range(20)]
     assert max(after) < 1.05 * before[-1]
     assert after[-1] < before[-1]
+
+
+def test_input_of_another_precision_is_refused():
+    layer = MonarchConv(nn.Conv2d(4, 4, 3))
+    with pytest.raises(InputError, match=r"in float32, the dtype of the weights; found float64"):
+        layer(torch.randn(1, 4, 5, 5, dtype=torch.float64))

@@ -7,6 +7,7 @@ import torch
 from laws import assert_same, relative_error
 from torch import nn
 
+from monarch_sciml import InputError
 from monarch_sciml.nn import PointwiseConv, use_pointwise_products
 from monarch_sciml.pde.models import fno
 
@@ -35,6 +36,15 @@ def test_first_and_second_derivatives():
     x = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ours, (x,))
     assert torch.autograd.gradgradcheck(ours, (x,))
+
+
+def test_wrong_inputs_are_named():
+    ours = PointwiseConv(nn.Conv2d(3, 5, 1))
+    for shape in ((2, 4, 4, 3), (4, 3)):
+        with pytest.raises(InputError, match=r"\(batch, 3, …\) of 3 channels; found shape .*; channels are"):
+            ours(torch.randn(shape))
+    with pytest.raises(InputError, match=r"in float32, the dtype of the weights; found float64"):
+        ours(torch.randn(2, 3, 4, 4).double())
 
 
 def test_autocast():

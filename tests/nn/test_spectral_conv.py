@@ -238,6 +238,19 @@ def test_precision_follows_the_module():
     assert relative_error(low.double(), expected) < 3e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_input_of_another_precision_is_refused(dtype):
+    conv = MonarchSpectralConv(3, 4, (8, 8), grid=(16, 12))
+    x = torch.randn(2, 3, 16, 12)
+    with pytest.raises(
+        InputError, match=r"in float32, the dtype of the weights; found \w+; .*x.to\(torch.flo"
+    ):
+        conv(x.to(dtype))
+    converted = conv.to(dtype)(x.to(dtype))
+    assert converted.dtype == dtype
+    assert converted.isfinite().all()
+
+
 @pytest.mark.parametrize("size", [(16, 12), (20, 24)], ids=str)
 def test_training_under_autocast(size):
     conv = MonarchSpectralConv(3, 4, (8, 8), grid=(16, 12))
@@ -258,6 +271,10 @@ def test_an_empty_batch_stays_empty():
 def test_errors_name_the_remedy():
     with pytest.raises(InputError, match=r"between 1 and 8 modes on a grid of \(16, 8\); found .*finer grid"):
         MonarchSpectralConv(3, 4, (12, 12), grid=(16, 8))
+    with pytest.raises(
+        InputError, match=r"grid=, the points per axis .*; found none; .*on_grid\(\(64, 64\)\)"
+    ):
+        MonarchSpectralConv(3, 4, (4, 4))  # type: ignore[call-arg]
     with pytest.raises(InputError, match="one per axis, for n_modes"):
         MonarchSpectralConv(3, 4, (4, 4, 4), grid=(16, 8))
     with pytest.raises(InputError, match="one per axis, for resolution_scaling_factor"):

@@ -203,9 +203,45 @@ def test_unfinished_run(data, runs, tmp_path, monkeypatch):
         InputError, match=r"a finished training in .*run; found no exported model; .*--resume"
     ):
         evaluate(EvaluateConfig(runs=(runs[0], tmp_path / "run"), out=tmp_path / "evaluation"))
-    with pytest.raises(InputError, match=r"a finished training in .*nowhere"):
+    with pytest.raises(InputError, match=r"a finished training in .*nowhere; .*check the path"):
         evaluate(EvaluateConfig(runs=(tmp_path / "nowhere",), out=tmp_path / "evaluation"))
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_model_folder_in_its_run_directory_stands_for_it(runs, tmp_path, curves):
+    (expected,) = evaluate(EvaluateConfig(runs=(runs[1],), out=tmp_path / "a"))
+    (found,) = evaluate(EvaluateConfig(runs=(runs[1] / "model",), out=tmp_path / "b"))
+    assert found == expected
+
+
+def test_a_model_folder_alone_is_evaluated_on_data(runs, data, tmp_path, monkeypatch):
+    """What only the run directory tells is left out."""
+    drawn = []
+    for name in plots.__all__:
+        monkeypatch.setattr(plots, name, lambda path, *rest: drawn.append((path.name, rest[0])))
+    alone = Path(shutil.copytree(runs[1] / "model", tmp_path / "model"))
+    expected, _ = evaluate_run(runs[1], data=data, every=2)
+    settings = {"out": tmp_path / "a", "data": data, "every": 2}
+    (found,) = evaluate(EvaluateConfig(runs=(alone,), **settings))
+    assert found.rollout_per_frame == expected.rollout_per_frame
+    assert (found.model, found.protocol, found.seed, found.epochs) == ("fno-monarch", "B", None, None)
+    assert "| fno-monarch |  |" in (tmp_path / "a" / "table.md").read_text()
+    assert "training.png" not in dict(drawn)
+    evaluate(EvaluateConfig(runs=(alone, runs[0]), **settings))
+    assert dict(drawn)["training.png"] == {"fno": [runs[0] / "metrics.csv"]}
+    with pytest.raises(InputError, match=r"does not say where those of its training are; .*pass --data, or"):
+        evaluate(EvaluateConfig(runs=(alone,), out=tmp_path / "b"))
+    with pytest.raises(InputError, match=r"every of at least 1; found 0"):
+        evaluate_run(alone, data=data, every=0)
+
+
+def test_paths_may_be_strings(runs, tmp_path, curves):
+    (expected,) = evaluate(EvaluateConfig(runs=(runs[0],), out=tmp_path / "a"))
+    for given in (str(runs[0]), [str(runs[0])], runs[0]):
+        config = EvaluateConfig(runs=given, out=str(tmp_path / "b"))  # type: ignore[arg-type]
+        assert config == EvaluateConfig(runs=(runs[0],), out=tmp_path / "b")
+        assert evaluate(config) == [expected]
+    assert evaluate_run(str(runs[0]))[0] == expected  # type: ignore[arg-type]
 
 
 def test_runs_that_cannot_be_compared(data, runs, tmp_path):

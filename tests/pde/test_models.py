@@ -104,6 +104,39 @@ def test_prediction_scales_with_the_data(kind):
     assert model(frames).shape == (2, 2, 12, 10)
 
 
+@pytest.mark.parametrize("kind", ["fno", "fno-monarch", "resnet"])
+def test_dtype_of_the_frames_is_that_of_the_weights(kind):
+    """As for torch's own layers; autocast converts."""
+    model, frames = config(kind).build().eval(), torch.randn(2, 3, 2, 12, 10)
+    for wrong in (frames.double(), frames.half(), (frames > 0).long()):
+        with pytest.raises(InputError, match=r"in float32, the dtype of the weights; found \w+; convert one"):
+            model(wrong)
+    if kind != "fno":  # whose FFT knows float32 only
+        exact = config(kind).build().double()(frames.double())
+        assert exact.dtype == torch.float64
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(frames.bfloat16()).shape == (2, 2, 12, 10)
+
+
+@pytest.mark.parametrize("kind", ["fno", "fno-monarch", "unet"])
+def test_an_empty_batch_stays_empty(kind):
+    model = config(kind, grid=(16, 16)).build()
+    assert model(torch.zeros(0, 3, 2, 16, 16)).shape == (0, 2, 16, 16)
+
+
+def test_channels_in_the_wrong_place_and_converting_too_late():
+    operator = fno_monarch((4, 4), 4, (12, 10), in_channels=1, out_channels=1, layers=1)
+    with pytest.raises(
+        InputError, match=r"of 3 channels; found shape \(2, 14, 10\); channels are the second"
+    ):
+        operator(torch.randn(2, 12, 10, 1))
+    operator(torch.randn(2, 1, 12, 10))
+    with pytest.raises(InputError, match=r"in float16, the dtype of the weights; found float32"):
+        operator.half()(torch.randn(2, 1, 12, 10).half())  # the coordinates are float32 already
+    fresh = fno_monarch((4, 4), 4, (12, 10), in_channels=1, out_channels=1, layers=1).half()
+    assert fresh(torch.randn(2, 1, 12, 10).half()).dtype == torch.float16
+
+
 def test_seed_decides_the_weights():
     def built(seed: int) -> Tensor:
         torch.manual_seed(seed)

@@ -206,6 +206,12 @@ def test_hopeless_input_raises_instead_of_returning_nan():
         solve_navier_stokes(1e25 * random_flow(1).float(), 1e-3, [1.0])
 
 
+def test_numpy_arrays_are_taken():
+    w0, f = random_flow(2).float(), standard_forcing(32)
+    expected = solve_navier_stokes(w0, 1e-2, [0.1], forcing=f)
+    assert torch.equal(solve_navier_stokes(w0.numpy(), 1e-2, [0.1], forcing=f.numpy()), expected)
+
+
 W0 = torch.zeros(2, 8, 8)
 
 
@@ -216,6 +222,7 @@ W0 = torch.zeros(2, 8, 8)
         ({"w0": W0[:, :2]}, "at least 4 × 4"),
         ({"w0": W0.to(torch.complex64)}, "expected w0 in float32 or float64; found torch.complex64"),
         ({"w0": W0.half()}, "found torch.float16"),
+        ({"w0": [[1.0], [2.0, 3.0]]}, r"expected w0 as a tensor or a NumPy array of numbers; found list"),
         ({"w0": W0 + math.nan}, "expected finite values in w0"),
         ({"viscosity": -1e-3}, "expected a viscosity ν ≥ 0; found -0.001"),
         ({"viscosity": math.nan}, "expected a viscosity"),
@@ -229,6 +236,7 @@ W0 = torch.zeros(2, 8, 8)
         ),
         ({"forcing": torch.full((8, 8), math.inf)}, "finite: False"),
         ({"forcing": torch.zeros(8, 8, dtype=torch.complex64)}, "torch.complex64"),
+        ({"forcing": {}}, r"expected forcing as a tensor or a NumPy array of numbers; found dict"),
         ({"forcing": "none"}, '"standard", None or a tensor'),
         ({"cfl": 0.0}, "expected 0 < cfl ≤ 2.8"),
         ({"cfl": 3.0}, "expected 0 < cfl ≤ 2.8 .* found cfl=3.0"),

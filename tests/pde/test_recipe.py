@@ -156,6 +156,11 @@ def test_impossible_settings(changes, match):
         TrainConfig(data=Path("a"), out=Path("b"), **{**SETTINGS, **changes})
 
 
+def test_paths_may_be_strings():
+    config = TrainConfig(data="a", out="b")  # type: ignore[arg-type]
+    assert config == TrainConfig(data=Path("a"), out=Path("b"))
+
+
 def test_infinite_loss_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
     original, calls = recipe.relative_l2, iter(range(10**6))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from monarch_sciml.errors import InputError
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
 
 
@@ -35,6 +36,12 @@ def test_shape_and_markov_context(powers):
     prediction = rollout(doubling, powers[:, :1], 5)
     assert prediction.shape == (2, 5, 1, 4)
     assert torch.equal(prediction, powers[:, 1:])
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_no_steps(powers, steps):
+    with pytest.raises(InputError, match=rf"at least one step; found steps={steps}; raise steps"):
+        rollout(doubling, powers[:, :1], steps)
 
 
 def test_gradient_flows_through_every_step(double):
