@@ -40,7 +40,8 @@ SEEDS = (0, 1, 2)
 RATE, BATCH = 5e-3, 20
 FEW = ("fixed", "padded", "fixed-fast", "x0.3", "x1", "dense")
 WALLS = ("padded", "sines", "sines-fast")
-NOT_OF_FRAMES = (*WALLS, "x3", "penalty", "fixed-noise", "noise", "fixed-blocks", "blocks")
+NOISE = ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise")
+NOT_OF_FRAMES = (*WALLS, *NOISE, "x3", "penalty", "fixed-blocks", "blocks")
 # every variant where it is cheap, the main ones elsewhere
 WANTED = {
     "torus": tuple(name for name in VARIANTS if name not in WALLS),
@@ -48,12 +49,12 @@ WANTED = {
     "torus-500": ("fixed", "x0.3"),
     "torus-1e-4": ("fixed", "fixed-fast", "x0.3", "fixed-noise", "noise", "fixed-blocks", "blocks"),
     "torus-1e-5": ("fixed", "fixed-fast", "x0.3", "x1", "fixed-noise", "noise", "fixed-blocks", "blocks"),
-    "basin": (*FEW, *WALLS[1:], "fast", "fixed-noise", "noise", "penalty"),
+    "basin": (*FEW, *WALLS[1:], "fast", *NOISE, "penalty"),
     "burgers": FEW + WALLS[1:],
     "darcy": FEW,
     "burgers-periodic": FEW[:1] + FEW[2:],
 }
-SHOWN = ("fixed", "fixed-fast", "sines-fast", "x0.3", "x1", "dense", "noise")
+SHOWN = ("fixed", "fixed-fast", "x0.3", "x1", "fixed-noise", "noise")
 PICTURED = (("torus", "x0.3"), ("basin", "x0.3"))
 Result = dict[str, Any]
 

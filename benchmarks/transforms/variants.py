@@ -257,7 +257,9 @@ VARIANTS = {
     "uneven": Variant("factors n = 2 · n/2", uneven),
     "penalty": Variant("pulled towards the DFT, λ = 1e-3", penalty=1e-3),
     "fixed-noise": Variant("fixed, noise on the input", fixed, noise=0.01),
+    "fixed-fast-noise": Variant("fixed, spectral weights × 3, noise", fixed, spectral=3.0, noise=0.01),
     "noise": Variant("learned, noise on the input", noise=0.01),
+    "x1-noise": Variant("learned, rate × 1, noise", rate=1.0, noise=0.01),
 }
 
 

@@ -31,6 +31,7 @@ def scripts(tmp_path, monkeypatch):
     monkeypatch.setattr(mri, "HELD_OUT", 1)
     monkeypatch.setattr(mri, "DATA", tmp_path / "data")
     monkeypatch.setattr(mri, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(weights, "RESULTS", tmp_path)
     monkeypatch.setattr(recipe, "POISSON_DISCS", 4)
     whole = mri.configuration
     small = {"n_train": 2, "n_test": 1, "epochs": 3, "cascades": 2, "channels": 2, "pools": 1}
@@ -150,6 +151,10 @@ def test_trains_weights_alone_at_the_rate_of_the_transform(scripts, tmp_path, mo
     volume = read_json(tmp_path / "runs" / "evaluation" / f"{run.name}-at-4x-held-out.json")["volumes"][0]
     assert found["4x"][run.name] == pytest.approx(volume["nmse"])
     assert found["4x"].keys() == {run.name, *map(str, baselines)}
+    fft, _, ours = found["4x"].values()
+    table = (tmp_path / "paper_mri_weights.md").read_text()
+    assert f"| {control} | 0 | 4x |" in table
+    assert f"| {100 * (ours / fft - 1):+.1f} % |" in table
     times = [path.stat().st_mtime_ns for path in (*answers, run / "metrics.csv")]
     capsys.readouterr()
     weights.main()  # nothing is done twice
