@@ -278,7 +278,7 @@ def plot(results: dict[Case, Result]) -> None:
         axes.set_yscale("log")
         axes.set_title(PROBLEMS[name].title, fontsize=9)
         plain(axes)
-        draw_curves(axes, curves)
+        draw_curves(axes, curves, [VARIANTS[variant].title for variant in SHOWN])
         axes.legend(frameon=False, fontsize=7)
     for axes in panels[len(names) :]:
         axes.set_visible(False)

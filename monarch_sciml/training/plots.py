@@ -111,14 +111,17 @@ def same_but_for_seed(runs: Sequence[Path]) -> list[list[int]]:
     return list(groups.values())
 
 
-def draw_curves(axes: Axes, curves: Mapping[str, tuple[NDArray, NDArray]]) -> None:
+def draw_curves(
+    axes: Axes, curves: Mapping[str, tuple[NDArray, NDArray]], among: Sequence[str] | None = None
+) -> None:
     """For each name ``(x, y)``, x (points,) and y (points,), or (seeds, points): mean, lowest to highest.
 
-    Colours come again with other lines after six curves. The legend tells the number of seeds.
+    Colours come again with other lines after six curves; a name has that of its place ``among`` others, by
+    default these. The legend tells the number of seeds.
     """
-    several = False
-    for i, (name, (x, y)) in enumerate(curves.items()):
-        runs = np.atleast_2d(y)
+    several, names = False, [*(among or curves)]
+    for name, (x, y) in curves.items():
+        i, runs = names.index(name), np.atleast_2d(y)
         colour = COLOURS[i % len(COLOURS)]
         label = name if len(runs) == 1 else f"{name}, {len(runs)} seeds"
         line, marker = LINES[i // len(COLOURS) % len(LINES)], MARKERS[i % len(MARKERS)]

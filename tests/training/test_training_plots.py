@@ -67,6 +67,15 @@ def test_curves_beyond_the_palette_are_all_drawn_and_differ():
     assert not axes.collections
 
 
+def test_a_name_has_one_colour_in_all_panels():
+    colours = []
+    for shown in (["a", "b", "c"], ["c"], ["b", "c"]):
+        _, axes = new_axes("title", "x", "y")
+        draw_curves(axes, {name: (np.arange(3), np.arange(3)) for name in shown}, ["a", "b", "c"])
+        colours.append(axes.lines[-1].get_color())
+    assert colours[0] == colours[1] == colours[2]
+
+
 def luminance(colour: str) -> float:
     linear = [(int(colour[i : i + 2], 16) / 255) ** 2.2 for i in (1, 3, 5)]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
