@@ -56,7 +56,7 @@ quality: .venv/installed
 paper-pde: .venv/installed
 	$(BIN)/python benchmarks/paper_pde/table.py --workers $(THREADS)
 
-# which transforms learn, on which problems it helps, and when; INPUTS adds neuraloperator's mini files; two hours
+# which transforms learn, on which problems it helps, and when; INPUTS adds neuraloperator's mini files; three hours
 ablation: .venv/installed
 	$(BIN)/python benchmarks/transforms/ablation.py --workers $(THREADS) $(if $(INPUTS),--inputs $(INPUTS))
 

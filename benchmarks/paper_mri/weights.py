@@ -126,7 +126,7 @@ def report() -> None:
     lines = [
         "# Is the learned transform of VarNet only density compensation?",
         "",
-        "VarNet, trained at 4× and 8× as in [the table](paper_mri.md); NMSE of the held-out simulated",
+        "VarNet, trained at 2×, 4× and 8× as in [the table](paper_mri.md); NMSE of the held-out simulated",
         "volumes relative to the same network with the FFT, mean over seeds. Monarch: the inverse transform",
         "is learned. Gains: the FFT after one learned number per frequency and axis, 256 of them. Map: one",
         "for each point of k-space, 16,384. Reproduce: `python benchmarks/paper_mri/weights.py`.",

@@ -77,7 +77,7 @@ class Scale:
     """For each protocol, as ``batch``."""
     batch: dict[str, int]
     seeds: dict[str, int]
-    """Of the convolutional networks, for each protocol."""
+    """Of the convolutional networks for each protocol, and of the tables of data and of modes."""
     n_trains: tuple[int, ...]
     """Of the table of data efficiency, with as many steps as ``n_train`` has."""
     many_modes: tuple[int, ...]
@@ -99,7 +99,7 @@ SCALES = {
         width={"fno": 16, "fno-monarch": 16} | CONVOLUTIONAL,
         epochs={"A": 40, "B": 20},
         batch={"A": 4, "B": 20},  # steps count more than their size where there are few: 1000 and 1900
-        seeds={"A": 1, "B": 3},  # two thirds of the time of protocol A would be theirs
+        seeds={"A": 1, "B": 3, "data": 1, "modes": 1},  # where most of the time would go
         n_trains=(50, 200, 500),
         many_modes=(8, 24),
         fine=64,
@@ -116,7 +116,7 @@ SCALES = {
         width={"fno": 20, "fno-monarch": 20, "unet": 54, "tf-net": 41, "resnet": 42},
         epochs={"A": 500, "B": 500},
         batch={"A": 20, "B": 20},
-        seeds={"A": 3, "B": 3},
+        seeds={"A": 3, "B": 3, "data": 3, "modes": 3},
         n_trains=(50, 100, 200, 500),
         many_modes=(16, 32),
         fine=128,
@@ -139,11 +139,14 @@ class Case:
     every: int | None = None
     """Of the stored grid points one in so many, if not as in ``Scale``."""
     spectral_rate: float = 1.0
+    longer: int = 1
+    """So many times the epochs."""
 
     def __str__(self) -> str:
         name = f"{self.model}-{self.viscosity}-{self.protocol}-n{self.n_train}-m{self.modes}-s{self.seed}"
         name += "" if self.every is None else f"-every{self.every}"
-        return name if self.spectral_rate == 1 else f"{name}-spectral{self.spectral_rate:g}"
+        name += "" if self.spectral_rate == 1 else f"-spectral{self.spectral_rate:g}"
+        return name if self.longer == 1 else f"{name}-longer{self.longer}"
 
 
 Tables = dict[str, list[list[Case]]]  # rows of every table, a case for each seed
@@ -152,18 +155,32 @@ Tables = dict[str, list[list[Case]]]  # rows of every table, a case for each see
 def tables(scale: Scale) -> Tables:
     """Every table with its rows; a training may be in several."""
 
-    def row(model: Kind, viscosity: str, protocol: str, **changes: Any) -> list[Case]:
+    def row(model: Kind, viscosity: str, protocol: str, seeds: int = 3, **changes: Any) -> list[Case]:
         base: dict[str, Any] = {"n_train": scale.n_train, "modes": scale.modes, **changes}
-        seeds = SEEDS if model in BOTH else SEEDS[: scale.seeds[protocol]]
-        return [Case(model, viscosity, protocol, seed, **base) for seed in seeds]
+        n = seeds if model in BOTH else scale.seeds[protocol]
+        return [Case(model, viscosity, protocol, seed, **base) for seed in SEEDS[:n]]
 
     every = list(itertools.product(SOLVERS, get_args(Kind)))
     return {
         "protocol-B": [row(model, viscosity, "B") for viscosity, model in every],
         # most of what an FNO lacks in protocol B is a higher learning rate there
         "rates": [row(model, viscosity, "B", spectral_rate=RATE) for viscosity in SOLVERS for model in BOTH],
-        "data": [row(model, "1e-3", "B", n_train=n) for n in scale.n_trains for model in BOTH],
-        "modes": [row(model, "1e-3", "B", modes=m) for m in scale.many_modes for model in BOTH],
+        # about as long as the best of the others takes, which stands beside them
+        "time": [
+            row(model, viscosity, "B", **({"spectral_rate": RATE, "longer": 2} if model in BOTH else {}))
+            for viscosity in SOLVERS
+            for model in (*BOTH, "tf-net")
+        ],
+        "data": [
+            row(model, "1e-3", "B", scale.seeds["data"], n_train=n, spectral_rate=RATE)
+            for n in scale.n_trains
+            for model in BOTH
+        ],
+        "modes": [
+            row(model, "1e-3", "B", scale.seeds["modes"], modes=m, spectral_rate=RATE)
+            for m in scale.many_modes
+            for model in BOTH
+        ],
         # 32 × 32 points do not hold what happens at the lowest viscosity
         "grid": [row(model, "1e-5", "B", every=1) for model in BOTH] if scale.every > 1 else [],
         "protocol-A": [row(model, viscosity, "A") for viscosity, model in every],
@@ -197,7 +214,7 @@ def configuration(case: Case, name: str) -> TrainConfig:
         frames=scale.frames[case.viscosity],
         every=case.every or scale.every,
         batch=scale.batch[case.protocol],
-        epochs=max(1, scale.epochs[case.protocol] * scale.n_train // case.n_train),
+        epochs=max(1, case.longer * scale.epochs[case.protocol] * scale.n_train // case.n_train),
         spectral_rate=case.spectral_rate,
         seed=case.seed,
         resume=True,

@@ -4,7 +4,7 @@ import csv
 import datetime
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from statistics import mean, median, stdev
 from typing import get_args
 
@@ -22,8 +22,9 @@ TITLES = {
     "protocol-A": "Protocol A: ten frames in, trained through the whole rollout",
     "protocol-B": "Protocol B: one frame in, one step ahead, noise",
     "rates": "Three times the learning rate for the spectral weights: protocol B",
-    "data": "Data efficiency: protocol B at ν = 1e-3, other numbers of trajectories, as many steps",
-    "modes": "Modes: protocol B at ν = 1e-3",
+    "time": "Equal time: twice the epochs, with the higher rate, beside TF-Net: protocol B",
+    "data": "Data efficiency: protocol B at ν = 1e-3, the higher rate, other numbers of trajectories",
+    "modes": "Modes: protocol B at ν = 1e-3, the higher rate",
     "grid": "The paper's grid, 64 × 64: protocol B at ν = 1e-5",
 }
 HEADER = [
@@ -93,14 +94,15 @@ def _table(
         first, mine = done[0], [results[case] for case in done]
         errors = [result.rollout for result in mine]
         spread = f" ± {stdev(errors):.4f}" if len(errors) > 1 else ""
-        fno = [results.get(replace(case, model="fno")) for case in done]  # of the same seeds
+        theirs = [fno_beside(case, rows) for case in done]
+        fno = [results.get(case) for case in theirs]
         against, each, until = "", "", ""
         seconds = median(result.train_seconds for result in mine)
         if first.model != "fno" and all(fno):
             others = [result.rollout for result in fno if result]
             against = _change(mean(errors), mean(others))
             each = ", ".join(_change(*pair) for pair in zip(errors, others, strict=True))
-            reached = [_epochs_to(name, case) for case in done]
+            reached = [_epochs_to(name, *pair) for pair in zip(done, theirs, strict=True)]
             found = [epochs for epochs in reached if epochs]
             share = mean(found) / mine[0].epochs if found else 0
             until = f"{mean(found):.1f} ({share * seconds:.0f})" if len(found) == len(reached) else "–"
@@ -123,9 +125,16 @@ def _change(ours: float, theirs: float) -> str:
     return f"{100 * (ours / theirs - 1):+.0f} %"
 
 
-def _epochs_to(name: str, case: Case) -> int | None:
-    """Epochs until the rollout error is first at most the lowest of the FNO of the same seed."""
-    target = min(error for _, error in _curve(name, replace(case, model="fno")))
+def fno_beside(case: Case, rows: list[list[Case]]) -> Case:
+    """The FNO of the same seed, viscosity, trajectories and modes in this table."""
+    every = (other for row in rows for other in row if other.model == "fno")
+    same = ("viscosity", "seed", "n_train", "modes")
+    return next(o for o in every if all(getattr(o, key) == getattr(case, key) for key in same))
+
+
+def _epochs_to(name: str, case: Case, fno: Case) -> int | None:
+    """Epochs until the rollout error is first at most the lowest of the FNO."""
+    target = min(error for _, error in _curve(name, fno))
     return next((i for i, (_, error) in enumerate(_curve(name, case), start=1) if error <= target), None)
 
 

@@ -120,7 +120,7 @@ def test_trains_weights_alone_at_the_rate_of_the_transform(scripts, tmp_path, mo
     assert all(mri.run(case, float("inf")) for case in baselines)
     monkeypatch.setattr(sys, "argv", ["weights.py", "--control", control, "--seeds", "0"])
     weights.main()
-    run = tmp_path / "runs" / f"varnet-{control}-4x-8x-5epochs-0"
+    run = tmp_path / "runs" / f"varnet-{control}-2x-4x-8x-5epochs-0"
 
     monarch = tmp_path / "runs" / str(baselines[1])
     ours, theirs = (read_json(path / "config.json") for path in (run, monarch))
@@ -171,6 +171,6 @@ def test_another_rate_is_another_training(scripts, monkeypatch):
     for rate in (weights.RATE, 10.0):
         weights.compare("gains", 1, rate, [])
     assert [(c.transform_rate, c.seed, c.out.name) for c in configs] == [
-        (3.0, 1, "varnet-gains-4x-8x-5epochs-1"),
-        (10.0, 1, "varnet-gains-rate10-4x-8x-5epochs-1"),
+        (3.0, 1, "varnet-gains-2x-4x-8x-5epochs-1"),
+        (10.0, 1, "varnet-gains-rate10-2x-4x-8x-5epochs-1"),
     ]

@@ -57,7 +57,20 @@ def test_every_model_viscosity_and_seed_is_there(paper):
             }
         for name in ("data", "modes", "rates", *(["grid"] if scale.every > 1 else [])):
             assert {case.model for row in tables[name] for case in row} == {"fno", "fno-monarch"}
+        twice = [case for row in tables["time"] for case in row]
+        assert {case.longer for case in twice if case.model == "tf-net"} == {1}
+        assert {case.longer for case in twice if case.model != "tf-net"} == {2}
     assert paper.cases.PUBLISHED.keys() == {(m, v) for m in get_args(Kind) for v in paper.cases.SOLVERS}
+
+
+def test_a_row_is_compared_with_the_fno_of_its_table(paper):
+    for rows in paper.cases.tables(paper.cases.SCALES["small"]).values():
+        for case in (case for row in rows for case in row):
+            fno = paper.report.fno_beside(case, rows)
+            assert any(fno in row for row in rows)
+            assert fno.model == "fno"
+            assert (fno.viscosity, fno.seed, fno.modes) == (case.viscosity, case.seed, case.modes)
+            assert case.model == "tf-net" or fno.longer == case.longer
 
 
 def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
@@ -112,9 +125,19 @@ def test_beyond_the_training(paper, tmp_path):
     assert (tmp_path / "paper_pde_tiny_beyond.png").exists()
 
 
+def test_twice_the_epochs_are_another_training(paper):
+    short = paper.cases.tables(paper.cases.SCALES["small"])["rates"][0][0]
+    long = paper.cases.tables(paper.cases.SCALES["small"])["time"][0][0]
+    assert long == replace(short, longer=2)
+    first, second = (paper.cases.configuration(case, "small") for case in (short, long))
+    assert second == replace(first, epochs=2 * first.epochs, out=second.out)
+    assert first.out != second.out
+
+
 def test_as_many_steps_with_other_numbers_of_trajectories(paper):
     for name in ("small", "full"):
         scale = paper.cases.SCALES[name]
         for row in paper.cases.tables(scale)["data"]:
             config = paper.cases.configuration(row[0], name)
             assert config.epochs * config.n_train == scale.epochs["B"] * scale.n_train
+        assert {len(row) for row in paper.cases.tables(scale)["data"]} == {scale.seeds["data"]}

@@ -50,6 +50,20 @@ def test_all_variants_begin_as_the_same_operator(script):
         assert nonunitarity < 1e-5, name
 
 
+def test_stretched_grids_hold_the_same_waves(script):
+    problems = script("problems")
+    u = torch.arange(16, dtype=torch.float64) / 16
+    x = torch.rand(23, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 - 1
+    P = problems.trigonometric_interpolation(16, x)
+    for k in range(8):
+        for wave in (torch.cos, torch.sin):
+            torch.testing.assert_close(P @ wave(2 * math.pi * k * u), wave(2 * math.pi * k * x))
+    torch.testing.assert_close(P.sum(1), torch.ones_like(x))
+    torch.testing.assert_close(
+        problems.trigonometric_interpolation(16, u), torch.eye(16, dtype=torch.float64)
+    )
+
+
 def test_variants_free_as_many_numbers_as_they_say(script):
     variants = script("variants")
     every = {t: sum(p.numel() for p in t.parameters()) for t in variants.transforms(model())}
