@@ -52,7 +52,7 @@ WANTED = {
     "torus-500": ("fixed", "x0.3"),
     "torus-1e-4": ("fixed", "fixed-fast", "x0.3", "fixed-noise", "noise", "fixed-blocks", "blocks"),
     "torus-1e-5": ("fixed", "fixed-fast", "x0.3", "x1", "fixed-noise", "noise", "fixed-blocks", "blocks"),
-    "stretched": ("fixed", "fixed-fast", "gains", "x0.3", "x1", "dense", *NOISE),
+    "stretched": ("fixed", *NOISE),
     "basin": (*FEW, *WALLS[1:], "fast", *NOISE, "penalty"),
     "burgers": FEW + WALLS[1:],
     "darcy": FEW,

@@ -298,8 +298,6 @@ class SliceReconstructor(Pretrained):
 
     def about(self) -> About:
         """For the model card."""
-        from monarch_sciml.mri.recipe import TrainConfig  # which imports this module
-
         c = self.config
         size = f"{c.shape[0]} × {c.shape[1]}"
         unrolled = c.kind.startswith(("varnet", "modl"))
@@ -325,7 +323,6 @@ class SliceReconstructor(Pretrained):
             usage=USAGE,
             shell="monarch-sciml mri reconstruct --files scan.h5 --out images --run {source}",
             command="mri train",
-            options=TrainConfig,
             metrics={"nmse": ("nmse", "NMSE"), "psnr": ("psnr", "PSNR in dB"), "ssim": ("ssim", "SSIM")},
             limits=(
                 "For sampling, contrast, anatomy and noise like those of the training: on other data it may "

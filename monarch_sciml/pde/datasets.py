@@ -302,6 +302,9 @@ def train_test_split(
 
 def _chosen(wanted: slice, available: int, argument: str, things: str) -> range:
     """``wanted`` as a range inside 0 … available − 1; what lies outside is refused, not cut off silently."""
+    if not isinstance(wanted, slice):
+        found, remedy = f"{type(wanted).__name__}", "write slice(start, stop, step)"
+        raise InputError(f"{argument}= as a slice of the {available} {things}", found, remedy)
     bounds = [bound for bound in (wanted.start, wanted.stop) if bound is not None]
     inside = all(-available <= bound <= available for bound in bounds)
     chosen = range(available)[wanted] if inside and (wanted.step is None or wanted.step > 0) else range(0)

@@ -189,8 +189,6 @@ class FramePredictor(Pretrained):
 
     def about(self) -> About:
         """For the model card."""
-        from monarch_sciml.pde.recipe import TrainConfig  # which imports this module
-
         c = self.config
         size, grid = " × ".join(map(str, c.grid)), ", ".join(map(str, c.grid))
         spectral = c.kind in ("fno", "fno-monarch")
@@ -223,7 +221,6 @@ class FramePredictor(Pretrained):
             ),
             usage=USAGE,
             command="pde train",
-            options=TrainConfig,
             metrics={"one_step": ("relative_l2", "relative L2, one step ahead"), "rollout": ROLLOUT},
             limits=(
                 "For trajectories like those of the training: equation, coefficients, domain and time step.",

@@ -6,10 +6,8 @@ It names no paths, and of files only what ``About.data`` returns: a card is mean
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import math
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
-from monarch_sciml.training.run import NOT_COMPARED, read_json
+from monarch_sciml.training.run import read_config, read_json
 
 __all__ = ["About", "count", "model_card"]
 
@@ -35,9 +33,7 @@ class About:
     usage: str
     """Python, with {source} where the folder or the repository is named."""
     command: str
-    """That of the training, such as ``pde train``."""
-    options: type
-    """Its settings, a dataclass, of which each is an option of the command line."""
+    """That of the training, such as ``pde train``; each of its settings is an option."""
     metrics: Mapping[str, tuple[str, str]]
     """Column of ``metrics.csv`` → (type, name to show)."""
     limits: tuple[str, ...]
@@ -66,7 +62,7 @@ def model_card(about: About, *, source: str, run: Path | None, license: str) -> 
     }
     training = "Not recorded."
     if run is not None:
-        settings, data, environment = _record(run)
+        settings, options, data, environment = _record(run)
         described = {key: _plain(value) for key, value in about.data(settings, data).items()}
         row = _last_row(run / "metrics.csv")
         figures = [
@@ -81,7 +77,7 @@ def model_card(about: About, *, source: str, run: Path | None, license: str) -> 
             "metrics": figures,
         }
         facts["model-index"] = [{"name": about.title, "results": [result]}]
-        training = _training(about, settings, environment, described, row, figures)
+        training = _training(about, options, environment, described, row, figures)
     shell = about.shell.format(source=source)
     parts = [
         f"---\n{_yaml(facts)}---",
@@ -100,7 +96,7 @@ def model_card(about: About, *, source: str, run: Path | None, license: str) -> 
 
 def _training(
     about: About,
-    settings: Mapping[str, Any],
+    options: str,
     environment: Mapping[str, Any],
     described: Mapping[str, str],
     row: Mapping[str, float],
@@ -120,20 +116,18 @@ def _training(
         "",
         "Nothing was selected by these figures. The command that trains it again:",
         "",
-        f"```\nmonarch-sciml {about.command} --data DATA --out RUN{_options(settings, about.options)}\n```",
+        f"```\nmonarch-sciml {about.command} --data DATA --out RUN {options}\n```",
     ]
     return "\n".join(lines)
 
 
-def _record(run: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    content = read_json(run / "config.json")
-    parts = (
-        [content.get(key) for key in ("config", "data", "environment")] if isinstance(content, dict) else []
+def _record(run: Path) -> tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]:
+    """Settings, the same as options, data and environment."""
+    settings, content = read_config(run), read_json(run / "config.json")
+    data, environment = (
+        part if isinstance(part := content.get(key), dict) else {} for key in ("data", "environment")
     )
-    if not parts or not isinstance(parts[0], dict):
-        raise InputError(f"a run directory {run}", "a config.json of another kind", "check the path")
-    settings, data, environment = (part if isinstance(part, dict) else {} for part in parts)
-    return settings, data, environment
+    return settings, str(content.get("options", "…")), data, environment
 
 
 def _last_row(table: Path) -> dict[str, float]:
@@ -143,26 +137,6 @@ def _last_row(table: Path) -> dict[str, float]:
     except (OSError, ValueError, TypeError) as error:  # the last: a row that was cut off
         expected = f"the table of a training, {table}"
         raise InputError(expected, f"{error}", "restore it or train anew") from None
-
-
-def _options(settings: Mapping[str, Any], kind: type) -> str:
-    """Options of the command line for settings in JSON; paths are left to the reader."""
-    words: list[str] = []
-    usual = {field.name: field.default for field in dataclasses.fields(kind)}
-    for name, value in settings.items():
-        option = "--" + name.replace("_", "-")
-        if name in NOT_COMPARED or value is None:
-            continue
-        if isinstance(value, dict):
-            words.append(_options(value, kind).strip())
-        elif isinstance(value, bool):  # switches, which only say what is not usual
-            words += [option if value else f"--no-{option[2:]}"] * (value != usual.get(name))
-        elif isinstance(value, str) and Path(value).is_absolute():
-            words += [option, name.upper()]
-        else:
-            values = value if isinstance(value, list) else [value]
-            words += [option, *(shlex.quote(str(v)) for v in values)]
-    return "".join(f" {word}" for word in words if word)
 
 
 def _plain(text: str) -> str:

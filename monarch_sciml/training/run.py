@@ -7,7 +7,8 @@ when the training is complete).
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,34 @@ def _enter(out: Path, config: Any, data: Mapping[str, Any]) -> None:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        content = {"config": _as_json(dataclasses.asdict(config)), "data": data, "environment": environment()}
-        write_json(saved, content)
+        settings = _as_json(dataclasses.asdict(config))
+        content = {"config": settings, "options": " ".join(_options(config, settings))}
+        write_json(saved, {**content, "data": data, "environment": environment()})
     except OSError as error:
         raise InputError(
             "an output directory that can be written", str(error), "choose another --out"
         ) from None
+
+
+def _options(config: Any, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The command line of a configuration, but for paths, which are left to the reader, and NOT_COMPARED."""
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, value in settings.items():
+        option = "--" + name.replace("_", "-")
+        if name in NOT_COMPARED or value is None:
+            continue
+        if isinstance(value, dict):  # a part of the configuration, whose options stand beside the others
+            yield from _options(getattr(config, name), value)
+        elif isinstance(value, bool):  # a switch, which can only be turned
+            if value != usual[name]:
+                yield option if value else f"--no-{option[2:]}"
+        elif isinstance(value, str) and Path(value).is_absolute():
+            yield from (option, name.upper())
+        else:
+            yield from (
+                option,
+                *(shlex.quote(str(v)) for v in (value if isinstance(value, list) else [value])),
+            )
 
 
 def check_settings(config: Any, least: Mapping[str, float], most: Mapping[str, float]) -> None:

@@ -230,6 +230,12 @@ def test_slices_outside(wrong: slice, tmp_path: Path) -> None:
         TrajectoryDataset(path).select(wrong)
 
 
+@pytest.mark.parametrize("wrong", [3, [0, 1], range(2)])
+def test_what_is_no_slice(wrong: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"samples= as a slice of the {N} .*found {type(wrong).__name__};"):
+        TrajectoryDataset(npy(tmp_path / "mine.npy")).select(wrong)  # type: ignore[arg-type]
+
+
 def test_times_outside(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"times= as a slice .* inside the 7 time steps .*found 0:8:None; choose within 0:7"
