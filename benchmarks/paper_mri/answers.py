@@ -6,7 +6,7 @@ trainings. Nothing is done twice.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -19,7 +19,13 @@ from monarch_sciml.mri.classical import METHODS, density_compensated, sampling_d
 from monarch_sciml.mri.formats import open_kspace
 from monarch_sciml.mri.masks import MaskConfig, draw_mask, volume_seed
 from monarch_sciml.mri.metrics import scores
-from monarch_sciml.mri.models import SliceReconstructor, count_parameters, learned_transforms
+from monarch_sciml.mri.models import (
+    CASCADES,
+    MSense,
+    SliceReconstructor,
+    count_parameters,
+    learned_transforms,
+)
 from monarch_sciml.mri.recipe import TrainConfig, train
 from monarch_sciml.mri.reconstruction import reconstruct_slice
 from monarch_sciml.training import is_finished, read_json, write_json
@@ -48,12 +54,14 @@ class Case:
     volumes: int | None = None
     epochs: int = 5
     learning_rate: float = 1e-3
+    cascades: int | None = None
 
     def __str__(self) -> str:
         rate = "-".join(f"{a:g}x" for a in self.accelerations)
         few = "" if self.volumes is None else f"-{self.volumes}volumes"
         speed = "" if self.learning_rate == 1e-3 else f"-lr{self.learning_rate:g}"
-        return f"{self.model}-{rate}{few}-{self.epochs}epochs{speed}-{self.seed}"
+        iterations = "" if self.cascades is None else f"-{self.cascades}iterations"
+        return f"{self.model}{iterations}-{rate}{few}-{self.epochs}epochs{speed}-{self.seed}"
 
 
 Method = str | Case  # classical by its name, or trained
@@ -62,6 +70,11 @@ Method = str | Case  # classical by its name, or trained
 def linear(rate: float, volumes: int = 5) -> Case:
     """mSENSE: for one acceleration at a time, and on few volumes, as more bring nothing."""
     return Case("msense", (rate,), volumes=volumes, epochs=480 // (4 * volumes))
+
+
+def one_step(rate: float, volumes: int = 5) -> Case:
+    """mSENSE as the paper has it."""
+    return replace(linear(rate, volumes), cascades=1)
 
 
 def small_unet(rate: float, volumes: int) -> Case:
@@ -84,8 +97,8 @@ TRAININGS = list(
         + NARROW
         + MODL[::-1]
         + [UNET]
-        + [few(rate, n) for rate in FEW_RATES for n in FEW for few in (small_unet, linear)]
-        + [linear(rate) for rate in RATES]
+        + [few(rate, n) for rate in FEW_RATES for n in FEW for few in (small_unet, linear, one_step)]
+        + [few(rate) for rate in RATES for few in (linear, one_step)]
     )
 )
 
@@ -101,6 +114,7 @@ def configuration(case: Case) -> TrainConfig:
         n_train=case.volumes,
         n_test=HELD_OUT if case.volumes is None else 1,
         epochs=case.epochs,
+        cascades=case.cascades,
         learning_rate=case.learning_rate,
         seed=case.seed,
         threads=1,
@@ -170,6 +184,8 @@ def methods(setting: Setting) -> dict[str, list[Method]]:
     return {
         "zero-filled": ["zero-filled"],
         "density-compensated": ["density-compensated"],
+        "mSENSE, one step": [one_step(setting.rate)],
+        "SENSE, untrained": ["untrained"],
         "mSENSE": [linear(setting.rate)],
         "CG-SENSE": ["cg-sense"],
         "L1-wavelet": ["l1-wavelet"],
@@ -198,21 +214,30 @@ def prepare(question: Question, shape: tuple[int, int]) -> tuple[Reconstruct, An
     if question.method == "density-compensated":
         d = density(question.setting.sampling, shape)
         return partial(density_compensated, density=d, power=0.75), {}
+    if question.method == "untrained":  # what mSENSE is before training, with the FFT
+        start = MSense(shape, CASCADES["msense"])
+        start.compensate(density(question.setting.sampling, shape))
+        return _network(start), {}
     if isinstance(question.method, str):
         return METHODS[question.method], {}
     model = SliceReconstructor.from_pretrained(RUNS / str(question.method))
-
-    def network(kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return model(kspace[None], pattern[None], maps[None])[0]
-
     about: Answer = {"parameters": count_parameters(model)}
     transforms = learned_transforms(model)
     if transforms:
         with torch.no_grad():
             about["departure"] = mean(float(t.departure()) for t in transforms)
             about["nonunitarity"] = mean(float(t.nonunitarity()) for t in transforms)
-    return network, about
+    return _network(model), about
+
+
+def _network(model: torch.nn.Module) -> Reconstruct:
+    """A network for one slice."""
+
+    def reconstruct(kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(kspace[None], pattern[None], maps[None])[0]
+
+    return reconstruct
 
 
 Maps = dict[tuple[Path, int], Tensor]  # of a slice: the same for every method in a setting

@@ -39,6 +39,9 @@ __all__ = [
 
 Kind = Literal["unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monarch"]
 KINDS: tuple[Kind, ...] = ("unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monarch")
+CASCADES: dict[Kind, int] = dict.fromkeys(KINDS, 4) | {"msense": 8}
+"""Unrolled iterations, unless others are asked for."""
+STEP, MOMENTUM = 2.2, 0.5  # of mSENSE
 
 
 def support(maps: Tensor) -> Tensor:
@@ -66,25 +69,30 @@ class UNetReconstruction(nn.Module):
 
 
 class MSense(nn.Module):
-    """mSENSE of Dao et al. (ICML 2022): ``x = Σ_c S̄_c V (w y_c)``, the inverse FFT of SENSE made learnable.
+    """mSENSE of Dao et al. (ICML 2022): ``x₁ = Σ_c S̄_c V (w y_c)``, the inverse FFT of SENSE made learnable.
 
     V is a separable Monarch transform that starts as the centred inverse FFT; linear in the data, some ten
     thousand parameters, no network. The weights w (H, W) are not learned, but saved with the model: 1, or
     after ``compensate`` those of density compensation. V can learn them too, as far as they are separable,
     but needs many volumes for it. On other grids w is the same at the same fraction of the highest frequency.
+
+    One iteration is the method of the paper. More solve ``A x = y``, which is what SENSE means elsewhere
+    (Pruessmann et al., MRM 2001), with the same V: ``x_{t+1} = x_t + v_t``, ``v_t = β v_{t−1} + τ Σ_c S̄_c V
+    (y − A x_t)_c``, heavy-ball steps (Polyak 1964) with τ = 2.2 and β = 0.5, stable as the eigenvalues of AᴴA
+    lie between 0 and 1. Their number is what keeps noise in check.
     """
 
     weights: Tensor
 
-    def __init__(self, shape: tuple[int, int]):
+    def __init__(self, shape: tuple[int, int], iterations: int = 1):
         super().__init__()
-        self.inverse = LearnedFourier(shape, inverse=True)
+        self.inverse, self.iterations = LearnedFourier(shape, inverse=True), iterations
         self.register_buffer("weights", torch.ones(shape))
 
     def compensate(self, density: Tensor, *, power: float = 0.75) -> None:
         """Weigh points of k-space by ``d^(−power)``, d (1, W) or (H, W) their probability of being measured.
 
-        The image is then that of ``classical.density_compensated`` until V is trained. Points that are never
+        Until V is trained, x₁ is then the image of ``classical.density_compensated``. Points that are never
         measured have the weight 1. Raises ``InputError`` for a density of another grid.
         """
         if density.ndim != 2 or any(
@@ -99,7 +107,12 @@ class MSense(nn.Module):
         if maps.shape[-3] < 2:
             raise InputError("at least two coils for mSENSE", "one", "use unet, varnet or modl")
         weights = _stretch(_stretch(self.weights, kspace.shape[-1]).mT, kspace.shape[-2]).mT
-        return _Backward(Sensitivity(maps), self.inverse, pattern)(kspace * weights)
+        A, B = encoding(maps, pattern), _Backward(Sensitivity(maps), self.inverse, pattern)
+        x, v = B(kspace * weights), 0.0
+        for _ in range(1, self.iterations):
+            v = MOMENTUM * v + STEP * B(kspace - A(x))
+            x = x + v
+        return x
 
 
 def _stretch(weights: Tensor, size: int) -> Tensor:
@@ -234,6 +247,7 @@ class ModelConfig:
     shape: tuple[int, int]
     """(H, W): the grid that learned transforms belong to."""
     cascades: int = 4
+    """Unrolled iterations; of mSENSE 1 is the method of the paper."""
     channels: int = 12
     """Of the first level of each U-Net."""
     pools: int = 2
@@ -258,7 +272,7 @@ class ModelConfig:
             case "unet":
                 return UNetReconstruction(self.channels, self.pools)
             case "msense":
-                return MSense(self.shape)
+                return MSense(self.shape, self.cascades)
             case "varnet":
                 refinements = [self._refinement() for _ in range(self.cascades)]
                 count = (1 if self.share_transforms else self.cascades) if monarch else 0
@@ -302,6 +316,7 @@ class SliceReconstructor(Pretrained):
         size = f"{c.shape[0]} × {c.shape[1]}"
         unrolled = c.kind.startswith(("varnet", "modl"))
         parts = [count(c.cascades, "cascade")] * unrolled
+        parts += [count(c.cascades, "iteration")] * (c.kind == "msense")
         if c.kind == "unet" or (unrolled and c.regulariser == "unet"):
             parts += [f"U-Nets of {count(c.channels, 'channel')} and {count(c.pools, 'level')}"]
         elif unrolled:

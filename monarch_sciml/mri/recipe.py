@@ -30,6 +30,7 @@ from monarch_sciml.mri.masks import (
 )
 from monarch_sciml.mri.metrics import center_crop, scores
 from monarch_sciml.mri.models import (
+    CASCADES,
     Kind,
     ModelConfig,
     MSense,
@@ -85,8 +86,8 @@ class TrainConfig:
     """Only volumes of this acquisition, such as AXT2."""
     shape: tuple[int, int] | None = None
     """(H, W): the grid that learned transforms belong to; that of the first volume by default."""
-    cascades: int = 4
-    """Unrolled iterations."""
+    cascades: int | None = None
+    """Unrolled iterations; by default 4, of msense 8. With 1, msense is the method of the paper."""
     channels: int = 12
     """Of the U-Nets' first level."""
     pools: int = 2
@@ -242,7 +243,7 @@ def _prepare(config: TrainConfig) -> tuple[ModelConfig, nn.Module, MapCache, Sli
     settings = ModelConfig(
         kind=config.model,
         shape=config.shape or training.volumes[0].shape[2:],
-        cascades=config.cascades,
+        cascades=config.cascades or CASCADES[config.model],
         channels=config.channels,
         pools=config.pools,
         regulariser=config.regulariser,

@@ -65,7 +65,7 @@ def test_at_initialisation_the_monarch_variant_is_the_network_with_the_fft(base,
 
 
 def test_msense_is_zero_filled_sense_at_initialisation_and_linear():
-    model = build("msense")
+    model = build("msense", cascades=1)
     kspace, pattern, maps = scan(batch=2)
     with torch.no_grad():
         assert relative_error(model(kspace, pattern, maps), zero_filled(kspace, pattern, maps)) < 1e-6
@@ -77,9 +77,50 @@ def test_msense_is_zero_filled_sense_at_initialisation_and_linear():
         assert relative_error(sum_of_both, both) < 1e-5
 
 
+@pytest.mark.parametrize("compensated", [True, False])
+def test_iterated_msense_is_linear_and_ends_at_the_solution_of_sense(compensated):
+    """Whatever it starts from, more iterations end at the least-squares solution of A x = y."""
+    torch.manual_seed(0)
+    kspace, pattern, maps = scan(batch=2, columns=False, coils=12)
+    A = encoding(maps, pattern)
+    image = torch.randn(2, *SHAPE, dtype=torch.complex64)
+    errors = []
+    for iterations in (1, 8, 64):
+        model = build("msense", cascades=iterations)
+        if compensated:
+            model.compensate(0.2 + 0.8 * torch.rand(SHAPE))
+        with torch.no_grad():
+            errors.append(relative_error(model(A(image), pattern, maps), image))
+            other = torch.randn_like(kspace) * pattern[:, None]
+            both = 2j * model(kspace, pattern, maps) + model(other, pattern, maps)
+            assert relative_error(model(2j * kspace + other, pattern, maps), both) < 1e-5
+    assert errors[0] > 0.2
+    assert errors[1] < errors[0] / 4
+    assert errors[2] < 1e-4
+
+
+def test_iterations_of_msense_follow_the_equation():
+    """Against the formula, with a V that was changed."""
+    model, (kspace, pattern, maps) = build("msense", cascades=3), scan(columns=False)
+    A = encoding(maps, pattern)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        V = model.inverse.operator(tuple(maps.shape[-3:]))
+
+        def back(y):
+            return (maps.conj() * V(y)).sum(1)
+
+        first = back(kspace)
+        v = 2.2 * back(kspace - A(first))
+        second = first + v
+        v = 0.5 * v + 2.2 * back(kspace - A(second))
+        assert relative_error(model(kspace, pattern, maps), second + v) < 1e-5
+
+
 @pytest.mark.parametrize("shape", [SHAPE, (1, SHAPE[1])])
 def test_compensated_msense_starts_as_density_compensation(shape):
-    model, density = build("msense"), 0.1 + 0.9 * torch.rand(shape)
+    model, density = build("msense", cascades=1), 0.1 + 0.9 * torch.rand(shape)
     kspace, pattern, maps = scan(batch=2, columns=False)
     density[..., 0] = 0  # never measured
     pattern[..., 0] = False
@@ -100,7 +141,7 @@ def test_weights_of_msense_are_the_same_at_the_same_fraction_of_the_highest_freq
         y, x = (torch.arange(n, dtype=torch.float64) / n - (n // 2) / n for n in shape)
         return (2 + y[:, None]) * (3 - x)
 
-    model = build("msense")
+    model = build("msense", cascades=1)
     model.compensate(1 / weights(SHAPE), power=1)
     kspace, pattern, maps = scan(shape, columns=False)
     inner = torch.zeros(shape)  # beyond the outermost frequency of the smaller grid the weight is constant
