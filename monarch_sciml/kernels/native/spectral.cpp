@@ -1,9 +1,10 @@
 // y = Re(V (w · (W x))) + bias on two axes: the spectral convolution, channels in the lanes of the vectors.
 //
 // A group is one sample and LANES of its channels. Analysis: rows of the image are transposed so that channels
-// are innermost, then two products leave the kept modes; x is read once and T = W_x x, a few columns of the
-// image, is all that is kept for the backward pass. Synthesis is the mirror. Real and imaginary parts are an
-// index of two ("part"); the complex products run as real ones with [[Er, −Ei], [Ei, Er]].
+// are innermost, then two products leave the kept modes; x is read once and T = W_x x, a few columns of the image,
+// lies between them. Synthesis is the mirror. Kept for the backward pass are the modes and T; the mirror of T is one
+// product away from modes and computed again. Real and imaginary parts are an index of two ("part"); the complex
+// products run as real ones with [[Er, −Ei], [Ei, Er]].
 
 #include "stages.h"
 
@@ -17,19 +18,19 @@ struct Sizes {
 int lanes() { return LANES; }
 
 // Wa (2, mw, W) as rows (part, l); Ea (2, mh, H); weight (mh, mw, Ci, Co, 2); Es (2, oH, mh); Ws (oW, part, l);
-// T, U: strips of every group, or null if nothing is differentiated; Z, Y: modes before and after mixing.
+// T: strips of every group, or null if no transform is differentiated; Z, Y: modes before and after mixing.
 void spectral_forward(
     const Sizes* s, const float* x, const float* Wa, const float* Ea, const float* weight, const float* Es,
-    const float* Ws, const float* bias, float* y, float* T, float* U, float* Zdata, float* Ydata) {
+    const float* Ws, const float* bias, float* y, float* T, float* Zdata, float* Ydata) {
     const Axes in{s->Ci, s->H, s->W, s->mh, s->mw}, out{s->Co, s->oH, s->oW, s->mh, s->mw};
-    const Spectrum Z{Zdata, s->B, s->Ci, s->mw}, Y{Ydata, s->B, s->Co, s->mw};
+    const Spectrum Z{Zdata, s->B, s->Ci, s->mw, s->Ci}, Y{Ydata, s->B, s->Co, s->mw, s->Co};
     fresh(y, s->B * s->Co * s->oH * s->oW);
-    if (T) fresh(T, s->B * in.groups() * in.strip()), fresh(U, s->B * out.groups() * out.strip());
+    if (T) fresh(T, s->B * in.groups() * in.strip());
     const Buffer Eav = embed(Ea, s->mh, s->H, false), Esv = embed(Es, s->oH, s->mh, false);
 #pragma omp parallel num_threads(s->threads)
     {
         Buffer scratch(scratch_size(in) > scratch_size(out) ? scratch_size(in) : scratch_size(out));
-        Buffer strip(T ? 0 : (in.strip() > out.strip() ? in.strip() : out.strip())), modes(out.spectrum());
+        Buffer strip(in.strip() > out.strip() ? in.strip() : out.strip()), modes(out.spectrum());
 #pragma omp for schedule(static)
         for (size n = 0; n < s->B * in.groups(); n++) {
             const size b = n / in.groups(), g = n % in.groups();
@@ -64,48 +65,51 @@ void spectral_forward(
 #pragma omp for schedule(static)
         for (size n = 0; n < s->B * out.groups(); n++) {
             const size b = n / out.groups(), g = n % out.groups();
-            float* u = U ? U + n * out.strip() : strip.data();
             gather(out, Y, Y.at(b, g), modes.data());
-            synthesise_columns(out, Esv, modes.data(), u);
+            synthesise_columns(out, Esv, modes.data(), strip.data());
             synthesise_rows(
-                out, Ws, u, channels_of(out, g), bias ? bias + g * LANES : nullptr,
+                out, Ws, strip.data(), channels_of(out, g), bias ? bias + g * LANES : nullptr,
                 y + (b * s->Co + g * LANES) * s->oH * s->oW, scratch.data());
         }
     }
 }
 
-// Gradients of everything, given that of y; all grad_… but grad_x and grad_weight are added to. gZ and gY are
-// scratch like Z and Y. grad_x may be null.
+// Gradients of everything, given that of y; all grad_… but grad_x and grad_weight are added to. gY is scratch as
+// large as the larger one of Z and Y, and that of Z takes its place mode by mode. grad_x may be null.
 void spectral_backward(
     const Sizes* s, const float* grad_y, const float* x, const float* Wa, const float* Ea, const float* weight,
-    const float* Es, const float* Ws, const float* T, const float* U, const float* Zdata, const float* Ydata,
-    float* gZdata, float* gYdata, float* grad_x, float* grad_Wa, float* grad_Ea, float* grad_weight,
+    const float* Es, const float* Ws, const float* T, const float* Zdata, const float* Ydata, float* gYdata,
+    float* grad_x, float* grad_Wa, float* grad_Ea, float* grad_weight,
     float* grad_Es, float* grad_Ws, float* grad_bias) {
     const Axes in{s->Ci, s->H, s->W, s->mh, s->mw}, out{s->Co, s->oH, s->oW, s->mh, s->mw};
-    const Spectrum Z{const_cast<float*>(Zdata), s->B, s->Ci, s->mw}, Y{const_cast<float*>(Ydata), s->B, s->Co, s->mw};
-    const Spectrum gZ{gZdata, s->B, s->Ci, s->mw}, gY{gYdata, s->B, s->Co, s->mw};
+    const size wide = s->Ci > s->Co ? s->Ci : s->Co;
+    const Spectrum Z{const_cast<float*>(Zdata), s->B, s->Ci, s->mw, s->Ci};
+    const Spectrum Y{const_cast<float*>(Ydata), s->B, s->Co, s->mw, s->Co};
+    const Spectrum gZ{gYdata, s->B, s->Ci, s->mw, wide}, gY{gYdata, s->B, s->Co, s->mw, wide};
     if (grad_x) fresh(grad_x, s->B * s->Ci * s->H * s->W);
     if (grad_weight) fresh(grad_weight, s->mh * s->mw * s->Ci * s->Co * 2);
     const Buffer EaT = embed(Ea, s->mh, s->H, true), EsT = embed(Es, s->oH, s->mh, true);
+    const Buffer Esv = embed(Es, s->oH, s->mh, false);
     const Buffer WaT = transposed(Wa, 2 * s->mw, s->W), WsT = transposed(Ws, s->oW, 2 * s->mw);
 #pragma omp parallel num_threads(s->threads)
     {
         Buffer scratch(scratch_size(in) > scratch_size(out) ? scratch_size(in) : scratch_size(out));
-        Buffer strip(in.strip() > out.strip() ? in.strip() : out.strip());
+        Buffer strip(in.strip() > out.strip() ? in.strip() : out.strip()), u(out.strip());
         Buffer modes(out.spectrum());
         Gradients analysis(in, true), synthesis(out, false);
         Buffer biases(padded(s->Co));
 #pragma omp for schedule(static)
         for (size n = 0; n < s->B * out.groups(); n++) {
             const size b = n / out.groups(), g = n % out.groups(), channels = channels_of(out, g);
-            const float *u = U + n * out.strip(), *gy = grad_y + (b * s->Co + g * LANES) * s->oH * s->oW;
+            const float* gy = grad_y + (b * s->Co + g * LANES) * s->oH * s->oW;
             vec sum{};
             analyse_rows(out, WsT.data(), gy, channels, strip.data(), scratch.data(), grad_bias ? &sum : nullptr);
             store(&biases[g * LANES], load(&biases[g * LANES]) + sum);
             analyse_columns(out, EsT, strip.data(), gY, gY.at(b, g));
             if (grad_Ws) {
-                row_gradient(out, u, gy, channels, synthesis.rows.data(), scratch.data());
                 gather(out, Y, Y.at(b, g), modes.data());
+                synthesise_columns(out, Esv, modes.data(), u.data());
+                row_gradient(out, u.data(), gy, channels, synthesis.rows.data(), scratch.data());
                 complex_gradient(s->oH, s->mh, s->mw, strip.data(), modes.data(), synthesis.columns.data());
             }
         }

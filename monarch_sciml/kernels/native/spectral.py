@@ -33,12 +33,12 @@ def _output(x: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[3], Es.shape[1], Ws.shape[0])
 
 
-def _workspace(x: Tensor, weight: Tensor, Es: Tensor, strips: bool) -> list[Tensor]:
-    """Modes before and after mixing, and the image with one axis transformed, of input and output."""
-    B, Ci, H, _ = x.shape
-    mh, mw, _, Co, _ = weight.shape
+def _workspace(x: Tensor, weight: Tensor, strips: bool) -> list[Tensor]:
+    """The input with one axis transformed, if ``strips``, and the modes before and after mixing."""
+    B, _, H, _ = x.shape
+    mh, mw, Ci, Co, _ = weight.shape
     modes = [x.new_empty(mh * mw * B * 2 * _lanes(C)) for C in (Ci, Co)]
-    return modes + [x.new_empty(B * _lanes(C) * n * 2 * mw * strips) for C, n in ((Ci, H), (Co, Es.shape[1]))]
+    return [x.new_empty(B * _lanes(Ci) * H * 2 * mw * strips), *modes]
 
 
 @torch.library.custom_op("monarch_sciml::spectral", mutates_args=(), device_types="cpu")
@@ -51,17 +51,16 @@ def _spectral(
     Ws: Tensor,
     bias: Tensor | None,
     strips: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y = _output(x, weight, Es, Ws)
-    Z, Y, T, U = _workspace(x, weight, Es, strips)
-    operands = (x, Wa, Ea, weight, Es, Ws, bias, y, T, U, Z, Y)
-    call("spectral_forward", _sizes(x, weight, Es, Ws), *operands)
-    return y, Z, Y, T, U
+    T, Z, Y = _workspace(x, weight, strips)
+    call("spectral_forward", _sizes(x, weight, Es, Ws), x, Wa, Ea, weight, Es, Ws, bias, y, T, Z, Y)
+    return y, T, Z, Y
 
 
 @_spectral.register_fake
 def _(x, Wa, Ea, weight, Es, Ws, bias, strips):
-    return _output(x, weight, Es, Ws), *_workspace(x, weight, Es, strips)
+    return _output(x, weight, Es, Ws), *_workspace(x, weight, strips)
 
 
 @torch.library.custom_op("monarch_sciml::spectral_backward", mutates_args=(), device_types="cpu")
@@ -73,21 +72,20 @@ def _backward(
     weight: Tensor,
     Es: Tensor,
     Ws: Tensor,
+    T: Tensor,
     Z: Tensor,
     Y: Tensor,
-    T: Tensor,
-    U: Tensor,
     needs: list[bool],
 ) -> list[Tensor]:
     grads = _gradients(x, Wa, Ea, weight, Es, Ws, needs)
-    scratch = torch.empty_like(Z), torch.empty_like(Y)
-    operands = (grad, x, Wa, Ea, weight, Es, Ws, T, U, Z, Y, *scratch, *grads)
+    scratch = torch.empty_like(max(Z, Y, key=torch.numel))
+    operands = (grad, x, Wa, Ea, weight, Es, Ws, T, Z, Y, scratch, *grads)
     call("spectral_backward", _sizes(x, weight, Es, Ws), *operands)
     return grads
 
 
 @_backward.register_fake
-def _(grad, x, Wa, Ea, weight, Es, Ws, Z, Y, T, U, needs):
+def _(grad, x, Wa, Ea, weight, Es, Ws, T, Z, Y, needs):
     return _gradients(x, Wa, Ea, weight, Es, Ws, needs)
 
 
@@ -104,13 +102,15 @@ def _gradients(
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, bias, _ = inputs
-    ctx.save_for_backward(*tensors, bias, *output[1:])
+    ctx.save_for_backward(*inputs[:-1], *output[1:])
+    ctx.set_materialize_grads(False)  # T, Z and Y have no gradients: torch would fill arrays of zeros for them
 
 
-def _differentiate(ctx: Any, grad: Tensor, *unused: Tensor):
-    *tensors, bias, Z, Y, T, U = ctx.saved_tensors
+def _differentiate(ctx: Any, grad: Tensor | None, *unused: None):
+    *tensors, bias, T, Z, Y = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:7])
+    if grad is None:
+        return (None,) * 8
     if torch.is_grad_enabled():  # somebody differentiates twice: through the path made of torch's operations
         inputs = [t for t, need in zip((*tensors, bias), needs, strict=True) if need]
         y = _plain(tensors, bias)
@@ -119,7 +119,7 @@ def _differentiate(ctx: Any, grad: Tensor, *unused: Tensor):
     # the matrices of both directions are differentiated together
     matrices = any(needs[i] for i in MATRICES)
     wanted = [matrices if i in MATRICES else need for i, need in enumerate(needs)]
-    grads = torch.ops.monarch_sciml.spectral_backward(grad.contiguous(), *tensors, Z, Y, T, U, wanted)
+    grads = torch.ops.monarch_sciml.spectral_backward(grad.contiguous(), *tensors, T, Z, Y, wanted)
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
 
 
@@ -145,8 +145,8 @@ def spectral_convolution(
     """``y = Re(V (w · (W x))) + bias`` on two axes, float32 on a CPU.
 
     See ``reference.spectral_convolution`` for formula and shapes; ``bias`` (C_out,). The input is read once,
-    and of what lies between, kept for the backward pass are the modes and the image with one axis
-    transformed, none of it if no transform is differentiated.
+    and of what lies between, kept for the backward pass are the modes and the input with one axis
+    transformed, the latter only if a transform is differentiated.
     """
     (Ea, Wa), (Es, V) = analysis, synthesis
     # the real part of a product: [Vr, −Vi] in one matrix

@@ -172,11 +172,12 @@ void complex_gradient(size m, size n, size L, const float* g, const float* x, fl
         }
 }
 
-// Modes of all samples and channels: (k, l, b, part, channel), channels padded to whole vectors.
+// Modes of all samples and channels: (k, l, b, part, channel), channels padded to whole vectors. Each has the
+// place of `wide` channels.
 struct Spectrum {
     float* data;
-    size B, C, mw;
-    size mode() const { return B * 2 * padded(C); }
+    size B, C, mw, wide;
+    size mode() const { return B * 2 * padded(wide); }
     float* at(size b, size group) const { return data + b * 2 * padded(C) + group * LANES; }
 };
 
