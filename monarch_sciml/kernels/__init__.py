@@ -6,10 +6,20 @@ Every operation has a plain twin in ``reference`` that defines the truth and a f
 
 from monarch_sciml.kernels.dispatch import (
     check_factors,
+    has_fast_pointwise_layer,
     monarch_multiply,
+    pointwise_layer,
     separable_multiply,
     spectral_convolution,
 )
 from monarch_sciml.kernels.reference import monarch_dense
 
-__all__ = ["check_factors", "monarch_dense", "monarch_multiply", "separable_multiply", "spectral_convolution"]
+__all__ = [
+    "check_factors",
+    "has_fast_pointwise_layer",
+    "monarch_dense",
+    "monarch_multiply",
+    "pointwise_layer",
+    "separable_multiply",
+    "spectral_convolution",
+]

@@ -16,7 +16,15 @@ from torch import Tensor
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import gemm, native, reference, separable
 
-__all__ = ["Backend", "check_factors", "monarch_multiply", "separable_multiply", "spectral_convolution"]
+__all__ = [
+    "Backend",
+    "check_factors",
+    "has_fast_pointwise_layer",
+    "monarch_multiply",
+    "pointwise_layer",
+    "separable_multiply",
+    "spectral_convolution",
+]
 
 Backend = Literal["auto", "native", "triton", "gemm", "reference"]
 _PATHS = {"native": native, "gemm": gemm, "reference": reference}
@@ -199,3 +207,56 @@ def separable_multiply(
     if x.dtype == torch.complex64 and x.device.type == "cpu" and native.available():
         return native.separable_multiply(x, factors, adjoint, maps)
     return separable.separable_multiply(x, factors, adjoint, maps)
+
+
+def has_fast_pointwise_layer(x: Tensor) -> bool:
+    """Whether ``pointwise_layer`` of this input runs in C++: float32 on a CPU, outside of autocast."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and native.available()
+    )
+
+
+def pointwise_layer(
+    x: Tensor,
+    s: Tensor | None,
+    W: Tensor | None,
+    W1: Tensor,
+    b1: Tensor,
+    W2: Tensor,
+    b2: Tensor,
+    g: Tensor | None,
+    *,
+    activated: bool,
+) -> Tensor:
+    """``h = σ(s + W x)``, ``y = σ(W2 gelu(W1 h + b1) + b2 + g ⊙ x)``, at every point of a grid.
+
+    What stands around the convolution ``s = K x`` in a layer of a Fourier neural operator (Kossaifi et al.,
+    arXiv 2412.10354); with ``s``, ``W`` and ``g`` None a perceptron of the channels. σ is GELU if
+    ``activated``, else the identity. ``x`` (B, C_in, N), ``s`` (B, C, N), ``W`` (C, C_in), ``W1`` (H, C),
+    ``W2`` (C_out, H), ``b1``, ``b2``, ``g`` (C_in,) with C_in = C_out; result (B, C_out, N). In C++ where
+    ``has_fast_pointwise_layer``, elsewhere the definition. Raises ``InputError`` when shapes do not fit.
+    """
+    C, (H, K), Co = x.shape[1] if x.ndim == 3 else -1, W1.shape, W2.shape[0]
+    operands = (x, s, W, W1, b1, W2, b2, g)
+    shapes = (None, (len(x), K, x.shape[-1]), (K, C), (H, K), (H,), (Co, H), (Co,), (C,))
+    fits = all(t is None or e is None or t.shape == e for t, e in zip(operands, shapes, strict=True))
+    if (
+        not fits
+        or C < 0
+        or (s is None) != (W is None)
+        or (s is None and K != C)
+        or (g is not None and Co != C)
+    ):
+        raise InputError(
+            "x (B, C_in, N), s (B, C, N) with W (C, C_in) or neither, W1 (H, C), b1 (H,), W2 (C_out, H), "
+            "b2 (C_out,), g (C_in,) with C_in = C_out or none",
+            ", ".join("none" if t is None else str(tuple(t.shape)) for t in operands),
+            "flatten the grid, and pass the weights of one layer",
+        )
+    same = all(t is None or (t.dtype, t.device) == (x.dtype, x.device) for t in operands)
+    path = native if same and has_fast_pointwise_layer(x) else reference
+    return path.pointwise_layer(*operands, activated=activated)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["monarch_dense", "monarch_multiply", "spectral_convolution"]
+__all__ = ["monarch_dense", "monarch_multiply", "pointwise_layer", "spectral_convolution"]
 
 
 def monarch_dense(L: Tensor, R: Tensor) -> Tensor:
@@ -47,3 +47,31 @@ def spectral_convolution(
     for axis, V in enumerate(synthesis, start=2):
         z = (z.movedim(axis, -1) @ torch.complex(V[0], V[1]).mT).movedim(-1, axis)
     return z.real
+
+
+def pointwise_layer(
+    x: Tensor,
+    s: Tensor | None,
+    W: Tensor | None,
+    W1: Tensor,
+    b1: Tensor,
+    W2: Tensor,
+    b2: Tensor,
+    g: Tensor | None,
+    *,
+    activated: bool,
+) -> Tensor:
+    """``h = σ(s + W x)``, ``y = σ(W2 gelu(W1 h + b1) + b2 + g ⊙ x)``, at every point of a grid.
+
+    σ is GELU if ``activated``, else the identity. Without ``s`` and ``W`` h is x; without ``g`` that term is
+    left out. ``x`` (B, C_in, N), ``s`` (B, C, N), ``W`` (C, C_in), ``W1`` (H, C), ``W2`` (C_out, H), ``g``
+    (C_in,); returns (B, C_out, N).
+    """
+
+    def gelu(a: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(a) if activated else a
+
+    h = x if s is None else gelu(s + torch.einsum("oi,bin->bon", W, x))
+    a = torch.nn.functional.gelu(torch.einsum("oi,bin->bon", W1, h) + b1[:, None])
+    y = torch.einsum("oi,bin->bon", W2, a) + b2[:, None]
+    return gelu(y if g is None else y + g[:, None] * x)

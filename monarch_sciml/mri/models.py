@@ -39,7 +39,7 @@ __all__ = [
 
 Kind = Literal["unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monarch"]
 KINDS: tuple[Kind, ...] = ("unet", "msense", "varnet", "varnet-monarch", "modl", "modl-monarch")
-CASCADES: dict[Kind, int] = dict.fromkeys(KINDS, 4) | {"msense": 8}
+CASCADES = {kind: 8 if kind == "msense" else 4 for kind in KINDS}
 """Unrolled iterations, unless others are asked for."""
 STEP, MOMENTUM = 2.2, 0.5  # of mSENSE
 

@@ -57,12 +57,15 @@ def fno_monarch(
 ) -> nn.Module:
     """The same operator with learned Monarch transforms defined on ``grid``, initialised to the DFT.
 
-    Before training it is the FNO, on every grid. ``learned=False`` keeps the exact DFT. The 1 × 1
-    convolutions of the body run as products, with the same result. Input has the dtype of the weights; to
+    Before training it is the FNO, on every grid. ``learned=False`` keeps the exact DFT. On a CPU the rest of
+    each layer runs in one pass, with the same result (``nn.fused``). Input has the dtype of the weights; to
     another than float32, convert the model before its first call: neuraloperator keeps the coordinates of it.
     """
     conv = MonarchSpectralConv.on_grid(grid, learned=learned)
-    return use_pointwise_products(_body(n_modes, width, in_channels, out_channels, layers, conv_module=conv))
+    model = use_pointwise_products(_body(n_modes, width, in_channels, out_channels, layers, conv_module=conv))
+    from monarch_sciml.nn.fused import use_fused_layers  # imports neuraloperator
+
+    return use_fused_layers(model)
 
 
 def _body(n_modes: tuple[int, ...], width: int, in_channels: int, out_channels: int, layers: int, **options):

@@ -2,7 +2,8 @@
 
 from monarch_sciml.kernels.native.build import available
 from monarch_sciml.kernels.native.monarch import monarch_multiply
+from monarch_sciml.kernels.native.pointwise import pointwise_layer
 from monarch_sciml.kernels.native.separable import separable_multiply
 from monarch_sciml.kernels.native.spectral import spectral_convolution
 
-__all__ = ["available", "monarch_multiply", "separable_multiply", "spectral_convolution"]
+__all__ = ["available", "monarch_multiply", "pointwise_layer", "separable_multiply", "spectral_convolution"]

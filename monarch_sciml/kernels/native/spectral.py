@@ -103,7 +103,8 @@ def _gradients(
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:-1], *output[1:])
-    ctx.set_materialize_grads(False)  # T, Z and Y have no gradients: torch would fill arrays of zeros for them
+    # T, Z and Y have no gradients: torch would fill arrays of zeros for them
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *unused: None):
