@@ -6,13 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fft, nn
+from torch import Tensor, nn
 
+from monarch_sciml.kernels.fourier import analyse, partners, synthesise
 from monarch_sciml.nn import MonarchSpectralConv
 
 __all__ = ["PrunedFFTConv", "copied_multiply", "from_neuralop", "neuralop_conv", "to_neuralop"]
-
-CACHED = 2**19  # points in flight of an FFT on a CPU
 
 
 def to_neuralop(weight: Tensor) -> Tensor:
@@ -39,19 +38,16 @@ def neuralop_conv(conv: MonarchSpectralConv) -> nn.Module:
 class PrunedFFTConv(nn.Module):
     """The convolution of a two-dimensional FNO by FFTs of only what is kept, with the weights of ours.
 
-    Real FFT along the last axis, the columns kept are laid out as rows, complex FFT of those, modes kept; one
-    batched product mixes the channels; then the same way back. No shift, no full spectrum. The backward
-    passes are the same pruned transforms, where autograd would run full complex ones on zeros.
+    ``kernels.fourier`` with gradients: no shift, no full spectrum, one batched product for the channels. The
+    backward passes are the same pruned transforms, where autograd would run full complex ones on zeros.
 
-    ``weight`` complex (modes, columns, C_in, C_out) in the order of the FFT: frequencies 0, 1, … −1.
+    ``weight`` complex (modes, columns, C_in, C_out), frequencies in the order of ours.
     """
 
     def __init__(self, conv: MonarchSpectralConv):
         super().__init__()
-        half = conv.n_modes[0] // 2
         with torch.no_grad():
-            weight = torch.view_as_complex(conv.weight.detach().contiguous())
-            self.weight = nn.Parameter(weight.roll(-half, 0))  # ours begins with the negative frequencies
+            self.weight = nn.Parameter(torch.view_as_complex(conv.weight.detach().contiguous()).clone())
             self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,53 +60,9 @@ class PrunedFFTConv(nn.Module):
         y = _apply(_Synthesis, Y, *x.shape[-2:])
         return y if self.bias is None else y + self.bias
 
-    @staticmethod
-    def in_our_order(weight: Tensor) -> Tensor:
-        """A weight, or its gradient, as ``MonarchSpectralConv`` stores it."""
-        return torch.view_as_real(weight.roll(weight.shape[0] // 2, 0))
-
 
 def _apply(function: Any, *arguments: Any) -> Tensor:
     return function.apply(*arguments)
-
-
-def _pieces(planes: Tensor, points: int) -> tuple[Tensor, ...]:
-    """Planes in groups of as many points as stay in a cache: three times as quick on large grids."""
-    return planes.split(max(CACHED // points, 1) if planes.device.type == "cpu" else max(len(planes), 1))
-
-
-def _analyse(x: Tensor, modes: int, columns: int) -> Tensor:
-    """X[l, k] = 1/(n_1 n_2) Σ_ab x[a, b] e^(−2πi(k·a/n_1 + l·b/n_2)): (…, n_1, n_2) → (…, columns, modes)."""
-    *planes, rows, width = x.shape
-    negative = modes // 2
-    out = torch.empty(*planes, columns, modes, dtype=x.dtype.to_complex(), device=x.device)
-    targets = _pieces(out.flatten(0, -3), rows * width)
-    for piece, target in zip(_pieces(x.flatten(0, -3), rows * width), targets, strict=True):
-        X = fft.rfft(piece, norm="forward")[..., :columns].mT.contiguous()
-        X = fft.fft(X, norm="forward")
-        target[..., : modes - negative] = X[..., : modes - negative]
-        target[..., modes - negative :] = X[..., rows - negative :]
-    return out
-
-
-def _synthesise(Y: Tensor, rows: int, width: int) -> Tensor:
-    """Re Σ_kl d_l Y[l, k] e^(2πi(…)) on (rows, width), with d_l = 1 for l = 0 and l = width / 2, else 2."""
-    *planes, columns, modes = Y.shape
-    negative = modes // 2
-    out = torch.empty(*planes, rows, width, dtype=Y.dtype.to_real(), device=Y.device)
-    targets = _pieces(out.flatten(0, -3), rows * width)
-    for piece, target in zip(_pieces(Y.flatten(0, -3), rows * width), targets, strict=True):
-        Z = piece.new_zeros(len(piece), columns, rows)
-        Z[..., : modes - negative] = piece[..., : modes - negative]
-        Z[..., rows - negative :] = piece[..., modes - negative :]
-        target.copy_(fft.irfft(fft.ifft(Z, norm="forward").mT, n=width, norm="forward"))
-    return out
-
-
-def _partners(Y: Tensor, width: int) -> Tensor:
-    """d_l as a column: how many frequencies of the full spectrum a column stands for."""
-    column = torch.arange(Y.shape[-2], device=Y.device)
-    return (1 + ((column > 0) & (2 * column != width)).to(Y.real.dtype))[:, None]
 
 
 class _Analysis(torch.autograd.Function):
@@ -119,13 +71,13 @@ class _Analysis(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, modes: int, columns: int) -> Tensor:
         ctx.grid = x.shape[-2:]
-        return _analyse(x, modes, columns)
+        return analyse(x, modes, columns)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         rows, width = ctx.grid
-        g = grads[0] / (rows * width * _partners(grads[0], width))
-        return _synthesise(g, rows, width), None, None
+        g = grads[0] / (rows * width * partners(grads[0], width))
+        return synthesise(g, rows, width), None, None
 
 
 class _Synthesis(torch.autograd.Function):
@@ -134,13 +86,13 @@ class _Synthesis(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, Y: Tensor, rows: int, width: int) -> Tensor:
         ctx.kept = Y.shape[-1], Y.shape[-2]
-        return _synthesise(Y, rows, width)
+        return synthesise(Y, rows, width)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         rows, width = grads[0].shape[-2:]
-        X = _analyse(grads[0], *ctx.kept)
-        return X * (rows * width * _partners(X, width)), None, None
+        X = analyse(grads[0], *ctx.kept)
+        return X * (rows * width * partners(X, width)), None, None
 
 
 def copied_multiply(x: Tensor, L: Tensor, R: Tensor) -> Tensor:

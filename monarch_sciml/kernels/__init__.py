@@ -12,10 +12,12 @@ from monarch_sciml.kernels.dispatch import (
     separable_multiply,
     spectral_convolution,
 )
+from monarch_sciml.kernels.fourier import fourier_convolution
 from monarch_sciml.kernels.reference import monarch_dense
 
 __all__ = [
     "check_factors",
+    "fourier_convolution",
     "has_fast_pointwise_layer",
     "monarch_dense",
     "monarch_multiply",

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import spectral_convolution
+from monarch_sciml.kernels import fourier_convolution, spectral_convolution
 from monarch_sciml.linalg import interpolation
 from monarch_sciml.nn.inputs import check_dtype, needs_grid
 from monarch_sciml.nn.transform import LearnedTransform
 
 __all__ = ["MonarchSpectralConv", "use_learned_transforms"]
+
+MANY_MODES = 48  # an axis: from there on FFTs are quicker forward, on grids of 64² to 256²
 
 
 class MonarchSpectralConv(nn.Module):
@@ -214,6 +216,11 @@ class MonarchSpectralConv(nn.Module):
                 "channels are the second axis",
             )
         check_dtype(x, self.weight.dtype)
+        bias = None if self.bias is None else self.bias.flatten()
+        # taken apart only if needed: the gradient of a part is a second array as large as the whole
+        weight = self.weight if self.n_modes == self.max_n_modes else self.weight[tuple(self._used)]
+        if self._fft_is_quicker(x, sizes):
+            return fourier_convolution(x, weight, bias)
         analysis = [
             t(n)[:, used]
             for t, n, used in zip(self._transforms(self.analysis), x.shape[2:], self._used, strict=True)
@@ -222,10 +229,20 @@ class MonarchSpectralConv(nn.Module):
             t.adjoint(n)[..., used]
             for t, n, used in zip(self._transforms(self.synthesis), sizes, self._used, strict=True)
         ]
-        bias = None if self.bias is None else self.bias.flatten()
-        # taken apart only if needed: the gradient of a part is a second array as large as the whole
-        weight = self.weight if self.n_modes == self.max_n_modes else self.weight[tuple(self._used)]
         return spectral_convolution(x, analysis, weight, synthesis, bias=bias)
+
+    def _fft_is_quicker(self, x: Tensor, sizes: tuple[int, ...]) -> bool:
+        """For the DFT itself without gradients, which grow with the modes as products, and not as FFTs."""
+        return (
+            not torch.is_grad_enabled()
+            and tuple(x.shape[2:]) == sizes == self.grid
+            and len(self.grid) == 2
+            and sum(self.n_modes) > 2 * MANY_MODES
+            and x.device.type == "cpu"
+            and x.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and all(t.is_fourier() for m in (self.analysis, self.synthesis) for t in self._transforms(m))
+        )
 
     def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
         """``x`` on the output grid of ``forward``, by trigonometric interpolation: exact if band-limited."""

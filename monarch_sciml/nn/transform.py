@@ -53,14 +53,26 @@ class LearnedTransform(nn.Module):
         self.n, self.n_modes = n, n_modes
         self.first = -(n_modes // 2) if first is None else first
         self.scale, self.hermitian = scale, hermitian
-        factors = fourier_factors(n, n_modes, self.first)
-        dtype = torch.get_default_dtype()
-        L, R = (torch.view_as_real(factor).to(dtype).contiguous() for factor in factors)
+        L, R = self._fourier(torch.get_default_dtype())
         if learned:
             self.L, self.R = nn.Parameter(L), nn.Parameter(R)
         else:
             self.register_buffer("L", L)
             self.register_buffer("R", R)
+
+    def _fourier(self, dtype: torch.dtype) -> list[Tensor]:
+        """The factors of the DFT."""
+        factors = fourier_factors(self.n, self.n_modes, self.first)
+        return [torch.view_as_real(factor).to(dtype).contiguous() for factor in factors]
+
+    @torch.no_grad()
+    def is_fourier(self) -> bool:
+        """Whether W is the DFT to the last bit: before any training, also if the factors are fixed or loaded.
+
+        Costs O(n^{3/2}), less than any use of W.
+        """
+        L, R = self._fourier(self.L.dtype)
+        return torch.equal(self.L.cpu(), L) and torch.equal(self.R.cpu(), R)
 
     def forward(self, size: int | None = None) -> Tensor:
         """W on a grid of ``size`` points (default n): its real and imaginary planes (2, n_modes, size)."""

@@ -82,7 +82,7 @@ def test_three_ways_and_their_report(script, plan):
     rows = []
     for task in plan.tasks:
         rate = task.rates[0]
-        for way, rates in (("dense", (rate, rate)), ("Monarch", (rate,)), ("short Monarch", (rate,))):
+        for way, rates in (("dense", (rate, rate)), ("Monarch", (rate,)), ("few Monarch", (rate,))):
             rows += three_ways.run((way, task, 0, rates), plan.runs)
     tries = [{**row, "way": f"short {kind}"} for row in rows[::5] for kind in ("dense", "Monarch")]
     report.write_report(rows, tries, plan.results)
@@ -95,7 +95,7 @@ def test_three_ways_and_their_report(script, plan):
         by_way["Monarch"]["parameters"] == by_way["projected"]["parameters"] < by_way["dense"]["parameters"]
     )
     # finished runs are read, not repeated
-    assert three_ways.run(("short Monarch", plan.tasks[0], 0, (plan.tasks[0].rates[0],)), plan.runs) == [
+    assert three_ways.run(("few Monarch", plan.tasks[0], 0, (plan.tasks[0].rates[0],)), plan.runs) == [
         rows[4]
     ]
 
@@ -103,11 +103,17 @@ def test_three_ways_and_their_report(script, plan):
 def test_reverse_is_the_monarch_run_until_the_switch(script, plan):
     three_ways = script("three_ways")
     monarch, reverse = three_ways.monarch(plan.tasks[0], 0, 1e-3)
-    switch = three_ways.SWITCH * plan.tasks[0].steps
+    switch = plan.tasks[0].switch * plan.tasks[0].steps
     before = [p for p in monarch["curve"] if p["step"] <= switch]
     assert before
     assert reverse["curve"][: len(before)] == before
     assert reverse["curve"][-1]["step"] == monarch["curve"][-1]["step"] == plan.tasks[0].steps
+
+
+def test_more_steps_where_monarch_needs_them(script, plan):
+    task = replace(plan.tasks[0], longer=1.6)
+    rows = script("three_ways").WAYS["longer Monarch"](task, 0, 1e-3)
+    assert [(row["way"], row["steps"]) for row in rows] == [("longer Monarch", 8), ("longer reverse", 8)]
 
 
 def test_time_to_a_loss_is_interpolated(script):
@@ -115,6 +121,25 @@ def test_time_to_a_loss_is_interpolated(script):
     run = {"curve": [{"seconds": s, "loss": loss} for s, loss in points]}
     reached = script("report").reached
     assert [reached(run, loss) for loss in (4, 3, 1, 0.5)] == [1, 1.5, 3, float("inf")]
+
+
+def test_digits_move_each_on_its_own(script):
+    tasks = script("tasks")
+    images, labels = tasks.digits()
+    x, y = tasks.draw_digits(torch.Generator().manual_seed(0))
+    assert x.shape == (128, 1, 8, 8)
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
+    shifts = set()
+    for image, label in zip(x, y, strict=True):
+        found = [
+            (i, j)
+            for i in range(3)
+            for j in range(3)
+            if labels[(padded[:, :, i : i + 8, j : j + 8] == image).all((1, 2, 3))].eq(label).any()
+        ]
+        assert found
+        shifts |= set(found)
+    assert len(shifts) == 9
 
 
 def test_masked_and_next_bytes(script):

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from monarch_sciml import InputError, MonarchSpectralConv
 from monarch_sciml.linalg import interpolation
+from monarch_sciml.nn import spectral
 
 # grid and modes: composite, odd, prime, rectangular; even and odd mode counts up to the full spectrum
 LAYERS = [
@@ -191,6 +192,39 @@ def test_fixed_transforms_have_no_parameters_and_the_same_output():
     x = torch.randn(2, 3, 16, 12, dtype=torch.float64)
     for size in (12, 6):
         assert relative_error(fixed(x[..., :size]), learned(x[..., :size])) < 1e-14
+
+
+@pytest.mark.parametrize("grid", [(64, 60), (63, 65)])
+def test_the_dft_with_many_modes_is_done_by_ffts_and_nothing_else_is(grid, monkeypatch):
+    calls = []
+    known = spectral.fourier_convolution
+    monkeypatch.setattr(spectral, "fourier_convolution", lambda *args: calls.append(1) or known(*args))
+    x = torch.randn(2, 3, *grid)
+    for learned in (True, False):
+        for modes in (grid, (grid[0] - 7, grid[1] - 4)):
+            conv = layer(grid, modes, dtype=torch.float32, learned=learned)
+            expected = conv(x)  # with gradients
+            assert not calls
+            with torch.no_grad():
+                assert relative_error(conv(x), expected) < 1e-6
+                assert calls.pop()
+                # a smaller grid, few modes, a transform that has learned, fixed or not: by products
+                conv(x[..., :50])
+                conv.n_modes = 16
+                conv(x)
+                conv.n_modes = modes
+                conv.synthesis[0].L[0, 0, 0] += 1e-3
+                conv(x)
+            assert not calls
+
+
+@pytest.mark.parametrize("grid", [(8, 12), (7, 9), (1, 6), (5, 1)])
+def test_fourier_convolution_is_the_convolution(grid):
+    for modes in (grid, tuple(max(1, n // 2) for n in grid)):
+        conv = layer(grid, modes)
+        x = torch.randn(2, 3, *grid, dtype=torch.float64)
+        found = spectral.fourier_convolution(x, conv.weight, conv.bias.flatten())
+        assert relative_error(found, conv(x)) < 1e-12
 
 
 def test_every_parameter_is_real_and_receives_a_gradient():
