@@ -4,7 +4,7 @@ import csv
 import datetime
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from statistics import mean, median, stdev
 from typing import get_args
 
@@ -13,7 +13,7 @@ from cases import BOTH, NAMES, PUBLISHED, ROOT, SCALES, SEEDS, SOLVERS, Case, Ki
 from matplotlib.figure import Figure
 
 from monarch_sciml.pde.evaluation import Evaluation
-from monarch_sciml.training import write_json
+from monarch_sciml.training import read_json, write_json
 from monarch_sciml.training.plots import COLOURS, new_figure, plain, save_figure
 from monarch_sciml.training.run import environment
 
@@ -34,16 +34,48 @@ HEADER = [
 ]
 
 
+Curve = list[tuple[float, float]]  # seconds of training and held-out rollout error after every epoch
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a training."""
+
+    result: Evaluation
+    beyond: beyond.Beyond | None
+    curve: Curve
+    """Empty where an old report does not tell it."""
+
+
+def curve(name: str, case: Case) -> Curve:
+    """Of a finished training."""
+    with (configuration(case, name).out / "metrics.csv").open() as file:
+        return [(float(row["seconds"]), float(row["rollout"])) for row in csv.DictReader(file)]
+
+
+def kept(name: str) -> dict[Case, Run]:
+    """The trainings of the last report."""
+    path = RESULTS / f"paper_pde_{name}.json"
+    runs = {}
+    for row in read_json(path)["runs"] if path.exists() else []:
+        case = Case(**{f.name: row[f.name] for f in fields(Case) if f.name in row})
+        result = Evaluation(**{f.name: row[f.name] for f in fields(Evaluation)})
+        further = row["beyond"] and beyond.Beyond(**row["beyond"])
+        runs[case] = Run(result, further, [(s, e) for s, e in row.get("curve", [])])
+    return runs
+
+
 def report(
-    name: str,
-    chosen: Tables,
-    results: dict[Case, Evaluation],
-    further: dict[Case, beyond.Beyond],
-    workers: int,
+    name: str, chosen: Tables, runs: dict[Case, Run], workers: int, *, trained_here: int | None = None
 ) -> None:
     """Write ``paper_pde_<scale>.{md,json,png}`` and ``paper_pde_<scale>_beyond.png``."""
+    every = {case for rows in chosen.values() for row in rows for case in row}
+    runs = {case: run for case, run in runs.items() if case in every}
+    results = {case: run.result for case, run in runs.items()}
+    further = {case: run.beyond for case, run in runs.items() if run.beyond}
+    earlier = 0 if trained_here is None else len(runs) - trained_here
+    note = f", {earlier} of them earlier" if earlier else ""
     scale = SCALES[name]
-    total = len({case for rows in chosen.values() for row in rows for case in row})
     points = 64 // scale.every
     lines = [
         f"# The paper's Navier–Stokes table, {name} scale",
@@ -51,7 +83,8 @@ def report(
         f"{points} × {points} points, {scale.n_train} training and {scale.n_test} held-out trajectories,",
         f"{scale.epochs['A']} epochs with batches of {scale.batch['A']} in protocol A, {scale.epochs['B']} "
         f"with {scale.batch['B']} in B. Relative L2 over the whole rollout, mean ± standard deviation over",
-        f"seeds. {len(results)} of {total} trainings are done; n is how many a row has. *To the FNO's error*",
+        f"seeds. {len(results)} of {len(every)} trainings are done{note}; n is how many a row has.",
+        "*To the FNO's error*",
         "is epochs until the rollout error is first as low as the FNO's of the same seed ever was, mean over",
         "seeds, and the seconds they take; a dash where a seed never gets there. Seconds depend on what else",
         "the machine did, errors do not. Published are errors of protocol A on 64 × 64 points, of 1000",
@@ -68,7 +101,7 @@ def report(
     for table, rows in ((table, rows) for table, rows in chosen.items() if rows):
         lines += ["", f"## {TITLES[table]}", ""]
         done = any(case in results for row in rows for case in row)
-        lines += _table(name, rows, results, table == "protocol-A") if done else ["Not trained yet."]
+        lines += _table(rows, runs, table == "protocol-A") if done else ["Not trained yet."]
     lines += ["", f"![Error against time](paper_pde_{name}.png)", ""]
     if further:
         lines += [*beyond.section(scale, further), "", f"![Long rollouts](paper_pde_{name}_beyond.png)", ""]
@@ -76,16 +109,21 @@ def report(
     about = {**environment(), "trainings at a time": workers, "date": datetime.date.today().isoformat()}
     lines += [", ".join(f"{key} {value}" for key, value in about.items()) + "."]
     (RESULTS / f"paper_pde_{name}.md").write_text("\n".join(lines) + "\n")
-    runs = [{**asdict(case), **asdict(result), "beyond": None} for case, result in results.items()]
-    for row, case in zip(runs, results, strict=True):
-        row["beyond"] = asdict(further[case]) if case in further else None
-    write_json(RESULTS / f"paper_pde_{name}.json", {"environment": about, "runs": runs})
-    save_figure(plot(name, results), RESULTS / f"paper_pde_{name}.png", dpi=110)
+    rows = [
+        {
+            **asdict(case),
+            **asdict(run.result),
+            "beyond": run.beyond and asdict(run.beyond),
+            "curve": run.curve,
+        }
+        for case, run in runs.items()
+    ]
+    write_json(RESULTS / f"paper_pde_{name}.json", {"environment": about, "runs": rows})
+    save_figure(plot(name, runs), RESULTS / f"paper_pde_{name}.png", dpi=110)
 
 
-def _table(
-    name: str, rows: list[list[Case]], results: dict[Case, Evaluation], published: bool
-) -> Iterator[str]:
+def _table(rows: list[list[Case]], runs: dict[Case, Run], published: bool) -> Iterator[str]:
+    results = {case: run.result for case, run in runs.items()}
     yield from HEADER
     for row in rows:
         done = [case for case in row if case in results]
@@ -102,10 +140,12 @@ def _table(
             others = [result.rollout for result in fno if result]
             against = _change(mean(errors), mean(others))
             each = ", ".join(_change(*pair) for pair in zip(errors, others, strict=True))
-            reached = [_epochs_to(name, *pair) for pair in zip(done, theirs, strict=True)]
+            curves = [(runs[ours].curve, runs[fno].curve) for ours, fno in zip(done, theirs, strict=True)]
+            reached = [_epochs_to(*pair) for pair in curves if all(pair)]
             found = [epochs for epochs in reached if epochs]
             share = mean(found) / mine[0].epochs if found else 0
-            until = f"{mean(found):.1f} ({share * seconds:.0f})" if len(found) == len(reached) else "–"
+            until = f"{mean(found):.1f} ({share * seconds:.0f})" if len(found) == len(curves) else "–"
+            until = until if len(reached) == len(curves) else ""
         value = PUBLISHED[first.model, first.viscosity] if published else ""
         yield (
             f"| {first.viscosity} | {NAMES[first.model]} | {first.n_train} "
@@ -113,12 +153,6 @@ def _table(
             f"| {seconds:.0f} | {mean(r.one_step for r in mine):.4f} "
             f"| {mean(errors):.4f}{spread} | {against} | {each} | {until} | {value} |"
         )
-
-
-def _curve(name: str, case: Case) -> list[tuple[float, float]]:
-    """Seconds of training and rollout error after every epoch."""
-    with (configuration(case, name).out / "metrics.csv").open() as file:
-        return [(float(row["seconds"]), float(row["rollout"])) for row in csv.DictReader(file)]
 
 
 def _change(ours: float, theirs: float) -> str:
@@ -132,16 +166,16 @@ def fno_beside(case: Case, rows: list[list[Case]]) -> Case:
     return next(o for o in every if all(getattr(o, key) == getattr(case, key) for key in same))
 
 
-def _epochs_to(name: str, case: Case, fno: Case) -> int | None:
+def _epochs_to(ours: Curve, fno: Curve) -> int | None:
     """Epochs until the rollout error is first at most the lowest of the FNO."""
-    target = min(error for _, error in _curve(name, fno))
-    return next((i for i, (_, error) in enumerate(_curve(name, case), start=1) if error <= target), None)
+    target = min(error for _, error in fno)
+    return next((i for i, (_, error) in enumerate(ours, start=1) if error <= target), None)
 
 
-def plot(name: str, results: dict[Case, Evaluation]) -> Figure:
+def plot(name: str, runs: dict[Case, Run]) -> Figure:
     """Held-out rollout error against seconds of training, a panel for each viscosity and protocol."""
     scale = SCALES[name]
-    protocols = sorted({case.protocol for case in results})
+    protocols = sorted({case.protocol for case in runs})
     figure = new_figure(12, 0.5 + 3.5 * len(protocols))
     panels = figure.subplots(max(1, len(protocols)), len(SOLVERS), squeeze=False)
     for (i, protocol), (j, viscosity) in itertools.product(enumerate(protocols), enumerate(SOLVERS)):
@@ -150,8 +184,8 @@ def plot(name: str, results: dict[Case, Evaluation]) -> Figure:
             label: str | None = NAMES[model]
             for seed in SEEDS:
                 case = Case(model, viscosity, protocol, seed, scale.n_train, scale.modes)
-                if case in results:
-                    seconds, errors = zip(*_curve(name, case), strict=True)
+                if case in runs and runs[case].curve:
+                    seconds, errors = zip(*runs[case].curve, strict=True)
                     axes.loglog(seconds, errors, color=colour, label=label, alpha=0.8)
                     label = None
         axes.set_title(f"protocol {protocol}, ν = {viscosity}", fontsize=9)

@@ -1,6 +1,7 @@
 """The Navier–Stokes table of the paper on Monarch matrices, at two scales, with seeds, spread and time.
 
     python benchmarks/paper_pde/table.py [--scale small|full] [--tables NAME …] [--workers 2] [--hours H]
+        [--keep]
 
 FNO, FNO-Monarch, U-Net, TF-Net and ResNet at ν = 1e-3, 1e-4 and 1e-5 in the protocols A (ten frames in,
 trained through the whole rollout) and B (one frame in, one step ahead), with the optimisers and learning
@@ -11,7 +12,8 @@ at held-out trajectories, those at ν = 1e-3 in ``benchmarks/transforms``. ``sma
 is the original protocol, for a GPU.
 
 Resumable: data and trainings are reused where they are complete. ``--hours`` begins no training after that
-time. Every start writes ``benchmarks/results/paper_pde_<scale>.{md,json,png}`` with what there is.
+time; ``--keep`` takes what it does not train from the last report, of whatever machine. Every start writes
+``benchmarks/results/paper_pde_<scale>.{md,json,png}`` with what there is.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from beyond import go_beyond, is_meant
 from cases import SCALES, SEEDS, SOLVERS, Case, configuration, data, tables
-from report import report
+from report import Run, curve, kept, report
 
 from monarch_sciml.pde import train
 from monarch_sciml.pde.evaluation import Evaluation, evaluate_run
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=tables(SCALES["small"]), help="only these")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time (default: 2)")
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no training after so long")
+    parser.add_argument("--keep", action="store_true", help="keep rows of the last report that are missing")
     options = parser.parse_args()
     scale, stop = SCALES[options.scale], time.time() + 3600 * options.hours
     chosen = tables(scale)
@@ -56,14 +59,18 @@ def main() -> None:
     cases = list(
         dict.fromkeys(case for seed in SEEDS for rows in wanted for row in rows for case in row[seed:][:1])
     )
+    before = kept(options.scale) if options.keep else {}
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(data, SOLVERS, itertools.repeat(scale)))
         found = pool.map(run, [(case, options.scale, stop) for case in cases])
         results = {case: result for case, result in zip(cases, found, strict=True) if result is not None}
         far = [case for case in results if is_meant(case, scale)]
         further = dict(zip(far, pool.map(go_beyond, far, itertools.repeat(options.scale)), strict=True))
-    asked = {name: chosen[name] for name in options.tables or chosen}
-    report(options.scale, asked, results, further, options.workers)
+    asked = {name: chosen[name] for name in ((not options.keep and options.tables) or chosen)}
+    here = {
+        case: Run(result, further.get(case), curve(options.scale, case)) for case, result in results.items()
+    }
+    report(options.scale, asked, {**before, **here}, options.workers, trained_here=len(here))
 
 
 if __name__ == "__main__":

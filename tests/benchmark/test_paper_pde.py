@@ -84,7 +84,8 @@ def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
     again = paper.table.run((cases[0], "tiny", 0.0))  # what is trained takes no time
     assert again == results[cases[0]]
     assert capsys.readouterr().out.count("rollout") == len(cases) + 1
-    paper.report.report("tiny", chosen, results, {}, 1)
+    runs = {c: paper.report.Run(r, None, paper.report.curve("tiny", c)) for c, r in results.items()}
+    paper.report.report("tiny", chosen, runs, 1)
     text = (tmp_path / "paper_pde_tiny.md").read_text()
     assert "10 of 72 trainings are done" in text
     for protocol, tail in (("A", " 0.017 |"), ("B", "  |")):
@@ -97,7 +98,15 @@ def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
         )
         assert f"{100 * (monarch / fno - 1):+.0f} %" in rows[1]
     assert (tmp_path / "paper_pde_tiny.png").stat().st_size > 0
-    assert len((tmp_path / "paper_pde_tiny.json").read_text()) > 0
+
+    # another machine, which trained one of them: the others are kept, and the report is the same but for that
+    first = cases[0]
+    before = paper.report.kept("tiny")
+    assert before.keys() == runs.keys()
+    assert before[first] == replace(runs[first], result=before[first].result)
+    paper.report.report("tiny", chosen, {**before, first: runs[first]}, 1, trained_here=1)
+    again = (tmp_path / "paper_pde_tiny.md").read_text()
+    assert again.replace(", 9 of them earlier", "") == text != again
 
 
 def test_beyond_the_training(paper, tmp_path):
@@ -119,7 +128,9 @@ def test_beyond_the_training(paper, tmp_path):
         assert len(beyond.frames) == 13
         assert beyond.grids.keys() == {"64", "32", "16"}
     assert further[cases[0]] != further[cases[1]]
-    paper.report.report("tiny", every, results, further, 1)
+    runs = {c: paper.report.Run(r, further[c], paper.report.curve("tiny", c)) for c, r in results.items()}
+    paper.report.report("tiny", every, runs, 1)
+    assert {c: run.beyond for c, run in paper.report.kept("tiny").items()} == further
     section = (tmp_path / "paper_pde_tiny.md").read_text().split("## Beyond")[1]
     assert f"| FNO | 1 | {further[cases[0]].grids['64']:.4f} |" in section
     assert (tmp_path / "paper_pde_tiny_beyond.png").exists()
