@@ -3,8 +3,8 @@
     python benchmarks/transformers/three_ways.py [--quick] [--workers 2]
 
 Three seeds of each task in ``tasks.py``, one thread a training, time in CPU seconds. Dense and Monarch each
-take the best of the same learning rates, tried on seed 0 at a quarter of the steps. Resumable: what is
-finished lies in ``runs/transformers``. Writes table, numbers and plot to
+take the best of the same learning rates, tried on seed 0 at a quarter of the steps; so does fine-tuning of a
+few. Resumable: what is finished lies in ``runs/transformers``. Writes table, numbers and plot to
 ``benchmarks/results/transformers_training.*``.
 """
 
@@ -32,10 +32,8 @@ from monarch_sciml.training.sparsity import reverse_sparsification
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2)
-SHORT = 1 / 4  # share of the steps for learning rates, fine-tuning and the short Monarch training
-SWITCH = 0.8  # reverse sparsification goes on densely from here
-TUNED_RATE = 0.5  # rate of fine-tuning / rate of the Monarch training from scratch
-LONGER = 1.4  # times as many steps, where Monarch needs them
+SHORT = 1 / 4  # share of the steps for learning rates
+TUNED_RATES = (0.25, 0.5, 1.0)  # to try: rate of fine-tuning / rate of the Monarch training from scratch
 EVALUATIONS = 8
 
 
@@ -115,28 +113,31 @@ def build(task: Task, seed: int, *, monarch: bool = False) -> nn.Module:
     return model.train()
 
 
-def dense(task: Task, seed: int, rate: float, tuned_rate: float) -> list[dict[str, Any]]:
-    """A dense training; then its projection, fine-tuned."""
+def dense(task: Task, seed: int, rate: float, *tuned_rates: float) -> list[dict[str, Any]]:
+    """A dense training; then its projection, fine-tuned at each of some rates."""
     training = Training.start(build(task, seed), rate, task.steps, seed).advance(task, task.steps)
-    before = training.record(task, "dense")
-    model, short = training.model, int(SHORT * task.steps)
-    monarchize(model, 4, include=task.include, mode="project")
-    tuned = Training.start(model, tuned_rate, short, seed + 100)
-    tuned.curve.append({"step": 0, "seconds": 0.0, **task.evaluate(model)})
-    return [before, tuned.advance(task, short).record(task, "projected")]
+    rows, steps = [training.record(task, "dense")], int(task.tuning * task.steps)
+    projected = training.model
+    monarchize(projected, 4, include=task.include, mode="project")
+    for tuned_rate in tuned_rates:
+        tuned = Training.start(copy.deepcopy(projected), tuned_rate, steps, seed + 100)
+        tuned.curve.append({"step": 0, "seconds": 0.0, **task.evaluate(tuned.model)})
+        rows.append(tuned.advance(task, steps).record(task, "projected"))
+    return rows
 
 
-def monarch(task: Task, seed: int, rate: float) -> list[dict[str, Any]]:
+def monarch(task: Task, seed: int, rate: float, *, longer: bool = False) -> list[dict[str, Any]]:
     """A Monarch training; and its copy that goes on densely from the switch."""
-    training = Training.start(build(task, seed, monarch=True), rate, task.steps, seed)
-    training.advance(task, int(SWITCH * task.steps))
+    steps, more = (int(task.longer * task.steps), "longer ") if longer else (task.steps, "")
+    training = Training.start(build(task, seed, monarch=True), rate, steps, seed)
+    training.advance(task, int(task.switch * steps))
     reverse = copy.deepcopy(training)
-    training.advance(task, task.steps)
+    training.advance(task, steps)
     begin = time.process_time()
     reverse_sparsification(reverse.model, reverse.optimizer)
     reverse.seconds += time.process_time() - begin
-    reverse.advance(task, task.steps)
-    return [training.record(task, "Monarch"), reverse.record(task, "reverse")]
+    reverse.advance(task, steps)
+    return [training.record(task, f"{more}Monarch"), reverse.record(task, f"{more}reverse")]
 
 
 def short(task: Task, seed: int, rate: float, *, kind: str) -> list[dict[str, Any]]:
@@ -146,17 +147,18 @@ def short(task: Task, seed: int, rate: float, *, kind: str) -> list[dict[str, An
     return [training.advance(task, steps).record(task, f"short {kind}")]
 
 
-def longer(task: Task, seed: int, rate: float) -> list[dict[str, Any]]:
-    """Monarch for more steps, in about the time of the dense training."""
-    steps = int(LONGER * task.steps)
+def few(task: Task, seed: int, rate: float) -> list[dict[str, Any]]:
+    """Monarch from scratch for as many steps as fine-tuning takes."""
+    steps = int(task.tuning * task.steps)
     training = Training.start(build(task, seed, monarch=True), rate, steps, seed)
-    return [training.advance(task, steps).record(task, "longer Monarch")]
+    return [training.advance(task, steps).record(task, "few Monarch")]
 
 
 WAYS = {
     "dense": dense,
     "Monarch": monarch,
-    "longer Monarch": longer,
+    "longer Monarch": partial(monarch, longer=True),
+    "few Monarch": few,
     "short dense": partial(short, kind="dense"),
     "short Monarch": partial(short, kind="Monarch"),
 }
@@ -192,19 +194,30 @@ def experiment(plan: Plan, workers: int) -> None:
         kinds = ("dense", "Monarch")
         tries = trained([(f"short {k}", t, 0, (r,)) for t in plan.tasks for k in kinds for r in t.rates])
 
-        def best(task: Task, kind: str) -> float:
-            mine = [row for row in tries if (row["task"], row["way"]) == (task.name, f"short {kind}")]
+        def best(task: Task, way: str, rows: list[dict[str, Any]] = tries) -> float:
+            mine = [row for row in rows if (row["task"], row["way"]) == (task.name, way)]
             return min(mine, key=lambda row: row["loss"])["rate"]
 
+        rates = {t.name: (best(t, "short dense"), best(t, "short Monarch")) for t in plan.tasks}
+        search = [
+            ("dense", t, 0, (rates[t.name][0], *(rates[t.name][1] * factor for factor in TUNED_RATES)))
+            for t in plan.tasks
+        ]
+        first = trained(search)
+        tries += [row for row in first if row["way"] == "projected"]
+        tuned = {t.name: best(t, "projected", first) for t in plan.tasks}
+        runs = [row for row in first if row["way"] == "dense" or row["rate"] == tuned[row["task"]]]
         jobs: list[Job] = []
         for seed in plan.seeds:
             for task in plan.tasks:
-                rate = best(task, "Monarch")
-                jobs += [("Monarch", task, seed, (rate,))]
-                jobs += [("dense", task, seed, (best(task, "dense"), TUNED_RATE * rate))]
-                jobs += [("short Monarch", task, seed, (rate,))]
-                jobs += [("longer Monarch", task, seed, (rate,))] * task.longer
-        write_report(trained(jobs), tries, plan.results)
+                rate, monarch_rate = rates[task.name]
+                jobs += [
+                    ("Monarch", task, seed, (monarch_rate,)),
+                    ("few Monarch", task, seed, (monarch_rate,)),
+                ]
+                jobs += [("longer Monarch", task, seed, (monarch_rate,))] * (task.longer > 1)
+                jobs += [("dense", task, seed, (rate, tuned[task.name]))] * (seed != 0)
+        write_report(runs + trained(jobs), tries, plan.results)
 
 
 def main() -> None:
