@@ -289,5 +289,9 @@ def keeping_maps(method: Reconstruct, maps: Maps, key: tuple[Path, int]) -> Reco
 def answers(asked: Sequence[Question]) -> dict[Question, Answer]:
     """To questions about one setting, but for networks that are not trained yet."""
     maps: Maps = {}
-    known = [q for q in asked if isinstance(q.method, str) or is_finished(RUNS / str(q.method))]
+    known = [
+        q
+        for q in asked
+        if isinstance(q.method, str) or q.answer.exists() or is_finished(RUNS / str(q.method))
+    ]
     return {question: answer(question, maps) for question in known}
