@@ -41,7 +41,8 @@ class FusedMLP(ChannelMLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, …) → (B, C_out, …)."""
-        parts = _perceptron(self) if has_fast_pointwise_layer(x) else None
+        width = max(self.hidden_channels, self.out_channels)
+        parts = _perceptron(self) if has_fast_pointwise_layer(x, width) else None
         if parts is None or x.shape[1] != self.in_channels:
             return super().forward(x)
         y = pointwise_layer(x.flatten(2), None, None, *parts, None, activated=False)
@@ -58,7 +59,8 @@ class FusedBlocks(FNOBlocks):
 
     def forward(self, x: Tensor, index: int = 0, output_shape: Any = None) -> Tensor:
         """Layer ``index``: (B, C, …) → (B, C, …)."""
-        parts = self._parts(index) if output_shape is None and has_fast_pointwise_layer(x) else None
+        fast = output_shape is None and has_fast_pointwise_layer(x, self.out_channels)
+        parts = self._parts(index) if fast else None
         if parts is None:
             return super().forward(x, index, output_shape)
         W, (W1, b1, W2, b2), g = parts

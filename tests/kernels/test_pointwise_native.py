@@ -136,9 +136,12 @@ def test_several_threads_sum_in_the_same_order_every_time(monkeypatch):
 
 def test_what_it_cannot_do_is_left_to_the_definition():
     doubles = operands("a layer", torch.float64)
-    assert not has_fast_pointwise_layer(doubles[0])
+    floats = doubles[0].float()
+    assert has_fast_pointwise_layer(floats, 128) == native.available()
+    assert not has_fast_pointwise_layer(floats, 129)
+    assert not has_fast_pointwise_layer(doubles[0], 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not has_fast_pointwise_layer(doubles[0].float())
+        assert not has_fast_pointwise_layer(floats, 32)
     expected = reference.pointwise_layer(*doubles, activated=True)
     assert torch.equal(pointwise_layer(*doubles, activated=True), expected)
 

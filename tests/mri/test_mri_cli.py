@@ -148,6 +148,17 @@ def test_simulate_train_reconstruct_evaluate(data, tmp_path, capsys):
     assert NOTICE in printed
 
 
+@pytest.mark.parametrize("asked", ["", "--cascades 1"])
+def test_iterations_are_those_of_the_kind_or_those_asked_for(data, tmp_path, asked):
+    tiny = TINY.replace("--cascades 2", asked).replace("--epochs 2", "--epochs 1")
+    for model, default, word in (("msense", 8, "iteration"), ("varnet", 4, "cascade")):
+        out = tmp_path / model
+        assert status("train --quiet --data", data, "--out", out, f"--model {model} {tiny} {COLUMNS}") == 0
+        iterations = 1 if asked else default
+        assert json.loads((out / "model" / "config.json").read_text())["cascades"] == iterations
+        assert re.search(rf"\b{iterations} {word}", (out / "model" / "README.md").read_text())
+
+
 def test_what_is_said_aside_is_one_line_on_stderr(data, tmp_path, capsys):
     path, run = data / "sim_0000.h5", tmp_path / "run"
     assert status("train --model unet --data", data, "--out", run, TINY, COLUMNS, "--quiet") == 0

@@ -104,6 +104,14 @@ def test_what_is_not_float32_on_the_grid_of_the_input_is_not_fused(passes):
 
 
 @needs_compiler
+def test_wide_layers_are_products(passes):
+    plain = body(hidden_channels=144, n_layers=1)
+    x = torch.randn(1, 2, *GRID)
+    assert relative_error(use_fused_layers(copy.deepcopy(plain))(x), plain(x)) < 2e-6
+    assert not passes
+
+
+@needs_compiler
 def test_products_of_other_kinds_are_not_fused(passes):
     model = fno_monarch((6, 6), 8, GRID, in_channels=1, out_channels=1)
     monarchize(model, 2, include=("*mlp*", "*lifting*", "*projection*"))
@@ -116,7 +124,7 @@ def test_without_a_compiler_nothing_is_fused(monkeypatch, passes):
     x = torch.randn(1, 1, *GRID)
     expected = model(x)
     passes.clear()
-    monkeypatch.setattr(module, "has_fast_pointwise_layer", lambda x: False)
+    monkeypatch.setattr(module, "has_fast_pointwise_layer", lambda x, width: False)
     assert relative_error(model(x), expected) < 2e-6
     assert not passes
 
