@@ -83,9 +83,8 @@ def small_unet(rate: float, volumes: int) -> Case:
 
 
 UNROLLED = {model: [Case(model, seed=seed) for seed in SEEDS] for model in ("varnet", "varnet-monarch")}
-NARROW = [
-    Case(model, TRAINED[1:]) for model in UNROLLED
-]  # what a learned transform does where it saw nothing
+# what a learned transform does where it saw nothing
+NARROW = {model: [Case(model, TRAINED[1:], seed) for seed in SEEDS] for model in UNROLLED}
 MODL = [Case("modl", epochs=1), Case("modl-monarch", epochs=1)]
 UNET = Case("unet")
 FEW = (1, 2, 3, 5)
@@ -94,7 +93,7 @@ FEW_RATES = (2.0, 4.0)
 TRAININGS = list(
     dict.fromkeys(
         [case for pair in zip(*UNROLLED.values(), strict=True) for case in pair]
-        + NARROW
+        + [case for pair in zip(*NARROW.values(), strict=True) for case in pair]
         + MODL[::-1]
         + [UNET]
         + [few(rate, n) for rate in FEW_RATES for n in FEW for few in (small_unet, linear, one_step)]

@@ -4,7 +4,7 @@
 
 92 simulated volumes of four 128 × 128 slices, 4 to 16 coils; 80 to train on, 12 held out. Variable-density
 Poisson discs at 2×, 4×, 6× and 8×. Networks are trained on 2×, 4× and 8× together, the unrolled ones with
-three seeds, and with one without 2×; mSENSE, which is linear, for one acceleration at a time and on 5
+three seeds, and without 2×; mSENSE, which is linear, for one acceleration at a time and on 5
 volumes, with one step as in the paper and with eight, our default. Both and the U-Net are also trained on 1,
 2, 3 and 5 volumes. For robustness one thing at a time is changed at 4×: columns for discs, the number of
 coils, the noise. ``--kspace`` files (fully sampled, any format) are reconstructed by what was trained on
@@ -72,7 +72,7 @@ def asked(results: Results) -> list[list[Question]]:
     """All questions, those about one setting together; trainings of one table only are asked in theirs."""
     inside = mri.questions(results.held_out, IN_DOMAIN)
     for setting, group in zip(results.held_out, inside, strict=True):
-        group += [Question(case, setting) for case in mri.NARROW]
+        group += [Question(case, setting) for cases in mri.NARROW.values() for case in cases]
         if setting.rate in mri.FEW_RATES:
             kinds = (mri.linear, mri.one_step, mri.small_unet)
             cases = [few(setting.rate, n) for n in mri.FEW for few in kinds]
