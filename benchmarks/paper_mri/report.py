@@ -351,7 +351,7 @@ def plot(results: Results) -> Figure:
             label=name,
         )
     axes.set_xticks(mri.RATES, [f"{rate:g}×" for rate in mri.RATES])
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
     return figure
 
 
