@@ -43,7 +43,7 @@ class FusedMLP(ChannelMLP):
         """(B, C_in, …) → (B, C_out, …)."""
         width = max(self.hidden_channels, self.out_channels)
         parts = _perceptron(self) if has_fast_pointwise_layer(x, width) else None
-        if parts is None or x.shape[1] != self.in_channels:
+        if parts is None or parts[0].dtype != x.dtype or x.shape[1] != self.in_channels:
             return super().forward(x)
         y = pointwise_layer(x.flatten(2), None, None, *parts, None, activated=False)
         return y.unflatten(2, x.shape[2:])
@@ -59,14 +59,13 @@ class FusedBlocks(FNOBlocks):
 
     def forward(self, x: Tensor, index: int = 0, output_shape: Any = None) -> Tensor:
         """Layer ``index``: (B, C, …) → (B, C, …)."""
-        fast = output_shape is None and has_fast_pointwise_layer(x, self.out_channels)
-        parts = self._parts(index) if fast else None
-        if parts is None:
+        conv = self.convs[index]
+        same = output_shape is None and getattr(conv, "resolution_scaling_factor", None) is None
+        parts = self._parts(index) if same and has_fast_pointwise_layer(x, self.out_channels) else None
+        if parts is None or parts[0].dtype != x.dtype:
             return super().forward(x, index, output_shape)
         W, (W1, b1, W2, b2), g = parts
-        s = self.convs[index](x)
-        if s.shape != x.shape:  # the resolution changes
-            return super().forward(x, index, output_shape)
+        s = conv(x)
         y = pointwise_layer(
             x.flatten(2), s.flatten(2), W, W1, b1, W2, b2, g, activated=index < self.n_layers - 1
         )
