@@ -232,7 +232,7 @@ class MonarchSpectralConv(nn.Module):
         return spectral_convolution(x, analysis, weight, synthesis, bias=bias)
 
     def _fft_is_quicker(self, x: Tensor, sizes: tuple[int, ...]) -> bool:
-        """For the DFT itself without gradients, which grow with the modes as products, and not as FFTs."""
+        """For fixed transforms that are the DFT, without gradients: FFTs do not grow with the modes."""
         return (
             not torch.is_grad_enabled()
             and tuple(x.shape[2:]) == sizes == self.grid
@@ -242,6 +242,7 @@ class MonarchSpectralConv(nn.Module):
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and all(t.is_fourier() for m in (self.analysis, self.synthesis) for t in self._transforms(m))
+            and not isinstance(self._transforms(self.analysis)[0].L, nn.Parameter)
         )
 
     def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
