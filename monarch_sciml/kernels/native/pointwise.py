@@ -93,18 +93,7 @@ def _differentiate(ctx: Any, grad: Tensor):
 _pointwise.register_autograd(_differentiate, setup_context=_save)
 
 
-def pointwise_layer(
-    x: Tensor,
-    s: Tensor | None,
-    W: Tensor | None,
-    W1: Tensor,
-    b1: Tensor,
-    W2: Tensor,
-    b2: Tensor,
-    g: Tensor | None,
-    *,
-    activated: bool,
-) -> Tensor:
+def pointwise_layer(*operands: Tensor | None, activated: bool) -> Tensor:
     """``reference.pointwise_layer`` in float32 on a CPU. Only the operands are kept for the backward pass."""
-    operands = [None if t is None else t.contiguous() for t in (x, s, W, W1, b1, W2, b2, g)]
-    return torch.ops.monarch_sciml.pointwise(*operands, activated)
+    flat = [None if t is None else t.contiguous() for t in operands]
+    return torch.ops.monarch_sciml.pointwise(*flat, activated)
