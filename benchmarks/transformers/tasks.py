@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 __all__ = ["TASKS", "Task", "source_text"]
 
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (3.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3)
 MASK = 0  # a byte that no source file contains
 
 
@@ -24,9 +24,10 @@ class Task:
 
     ``draw(generator)`` gives a training batch, ``held_out()`` the fixed batches of the evaluation, each
     inputs and targets; a target of −100 does not count. ``predict(model, inputs)`` gives logits,
-    classes last. ``rates`` are the learning rates to try. Reverse sparsification goes on densely from the
-    part ``switch`` of the steps; fine-tuning takes the part ``tuning`` of them. Where Monarch needs more
-    steps than dense it is also trained for ``longer`` times as many.
+    classes last. ``rates`` are the learning rates to try, for the part ``trial`` of the steps. Reverse
+    sparsification goes on densely from the part ``switch`` of the steps; fine-tuning takes the part
+    ``tuning`` of them. Where dense learns more in a step, Monarch is also trained for ``longer`` times as
+    many.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Task:
     draw: Callable[[torch.Generator], tuple[Tensor, Tensor]]
     held_out: Callable[[], list[tuple[Tensor, Tensor]]]
     predict: Callable[[nn.Module, Tensor], Tensor]
+    trial: float = 0.25
     switch: float = 0.8
     tuning: float = 0.25
     longer: float = 1.0
@@ -171,7 +173,7 @@ TASKS = (
         tiny_vit,
         ("vit.layers.*",),
         800,
-        RATES,
+        RATES[1:],
         draw_digits,
         held_out_digits,
         predict_images,
@@ -182,7 +184,7 @@ TASKS = (
         byte_gpt2,
         ("transformer.h.*",),
         400,
-        RATES[:4],
+        RATES[:5],
         partial(draw_text, next_byte, 128, 512),
         partial(held_out_text, next_byte, 128, 8192),
         predict_text,
@@ -192,11 +194,12 @@ TASKS = (
         byte_bert,
         ("bert.encoder.*",),
         600,
-        RATES,
+        RATES[1:6],
         partial(draw_text, masked, 8, 1024),
         partial(held_out_text, masked, 8, 16384),
         predict_text,
-        switch=0.9,
+        trial=0.5,
+        switch=0.7,
         tuning=0.5,
         longer=1.5,
     ),

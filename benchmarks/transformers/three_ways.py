@@ -3,7 +3,7 @@
     python benchmarks/transformers/three_ways.py [--quick] [--workers 2]
 
 Three seeds of each task in ``tasks.py``, one thread a training, time in CPU seconds. Dense and Monarch each
-take the best of the same learning rates, tried on seed 0 at a quarter of the steps; so does fine-tuning of a
+take the best of the same learning rates, tried on seed 0 for a part of the steps; so does fine-tuning of a
 few. Resumable: what is finished lies in ``runs/transformers``. Writes table, numbers and plot to
 ``benchmarks/results/transformers_training.*``.
 """
@@ -32,7 +32,6 @@ from monarch_sciml.training.sparsity import reverse_sparsification
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2)
-SHORT = 1 / 4  # share of the steps for learning rates
 TUNED_RATES = (0.25, 0.5, 1.0)  # to try: rate of fine-tuning / rate of the Monarch training from scratch
 EVALUATIONS = 8
 
@@ -141,8 +140,8 @@ def monarch(task: Task, seed: int, rate: float, *, longer: bool = False) -> list
 
 
 def short(task: Task, seed: int, rate: float, *, kind: str) -> list[dict[str, Any]]:
-    """A quarter of the steps from scratch, with a schedule of that length."""
-    steps = int(SHORT * task.steps)
+    """The trial of a learning rate from scratch, with a schedule of its length."""
+    steps = int(task.trial * task.steps)
     training = Training.start(build(task, seed, monarch=kind == "Monarch"), rate, steps, seed)
     return [training.advance(task, steps).record(task, f"short {kind}")]
 

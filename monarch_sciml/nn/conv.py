@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import project
 from monarch_sciml.nn.inputs import check_dtype
+from monarch_sciml.nn.linear import draw_orthogonal
 
 __all__ = ["MonarchConv"]
 
@@ -69,8 +70,7 @@ class MonarchConv(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the factors anew, as ``MonarchLinear`` does: each scales the variance by 1/√3."""
         for factor in (self.L, self.R):
-            bound = (3**0.5 / (factor[0, 0].numel())) ** 0.5
-            nn.init.uniform_(factor, -bound, bound)
+            draw_orthogonal(factor, factor[0, 0].numel())
         if self.bias is not None:
             fan_in = self.R[0, 0].numel() * self.nblocks
             nn.init.uniform_(self.bias, -(fan_in**-0.5), fan_in**-0.5)

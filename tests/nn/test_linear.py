@@ -100,6 +100,18 @@ def test_outputs_start_with_the_variance_of_a_dense_layer(sizes):
     assert bias.var().item() == pytest.approx(third, rel=0.2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(256, 256, 4), (256, 1024, 4), (1024, 256, 4), (127, 509, 7)], ids=str)
+def test_blocks_start_orthogonal(sizes, dtype):
+    layer = MonarchLinear(*sizes, dtype=dtype)
+    for factor in (layer.L, layer.R):
+        values = torch.linalg.svdvals(factor.detach().double())
+        # one singular value alone, in every block: the mean square is that of the entries
+        expected = factor.detach().double().square().sum((1, 2)) / values.shape[1]
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+        assert (values.square() / expected.mean() - 1).abs().max().item() < tolerance
+
+
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_a_monarch_weight_is_recovered(sizes, double):
     layer = MonarchLinear(*sizes)
