@@ -1,12 +1,14 @@
 """Where, when and why transforms that learn are better than the Fourier transform.
 
-    python benchmarks/transforms/ablation.py [--workers 2] [--hours H] [--inputs DIR]
+    python benchmarks/transforms/ablation.py [--workers 2] [--hours H] [--inputs DIR] [--problems NAME …]
+        [--keep]
 
 The same network, data, order of the batches and optimiser (AdamW, peak rate 5e-3, cosine schedule, batch 20,
 one step ahead); what differs is which transforms may learn, and how fast. ``--inputs`` is the directory of
 neuraloperator's mini files ``darcy_{train,test}_16.pt`` and ``burgers_{train,test}_16.pt``; without it those
 two problems are left out. Resumable: a training that is done is not repeated, and ``--hours`` begins none
-after that time. Every start writes ``benchmarks/results/transform_ablation.*`` with what there is.
+after that time; ``--keep`` trains only what the last report lacks. Every start writes
+``benchmarks/results/transform_ablation.*`` with what there is.
 """
 
 import argparse
@@ -39,19 +41,20 @@ RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "runs" / "transform_abla
 SEEDS = (0, 1, 2)
 # what the conclusions rest on has all seeds, the rest shows which way it goes
 SEEDED = ("fixed", "fixed-fast", "gains", "x0.3", "x1", "fast")
-SEEDED += ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise")
+SEEDED += ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise", "fixed-axes", "axes")
 RATE, BATCH = 5e-3, 20
 FEW = ("fixed", "padded", "fixed-fast", "x0.3", "x1", "dense")
 WALLS = ("padded", "sines", "sines-fast")
 NOISE = ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise")
+MIXING = ("fixed-blocks", "blocks", "fixed-axes", "axes")
 NOT_OF_FRAMES = (*WALLS, *NOISE, "x3", "penalty", "fixed-blocks", "blocks")
 # every variant where it is cheap, the main ones elsewhere
 WANTED = {
     "torus": tuple(name for name in VARIANTS if name not in WALLS),
     "torus-frame": tuple(name for name in VARIANTS if name not in NOT_OF_FRAMES),
     "torus-500": ("fixed", "x0.3"),
-    "torus-1e-4": ("fixed", "fixed-fast", "x0.3", "fixed-noise", "noise", "fixed-blocks", "blocks"),
-    "torus-1e-5": ("fixed", "fixed-fast", "x0.3", "x1", "fixed-noise", "noise", "fixed-blocks", "blocks"),
+    "torus-1e-4": ("fixed", "fixed-fast", "x0.3", "fixed-noise", "noise", *MIXING),
+    "torus-1e-5": ("fixed", "fixed-fast", "x0.3", "x1", "fixed-noise", "noise", *MIXING),
     "stretched": ("fixed", *NOISE),
     "basin": (*FEW, *WALLS[1:], "fast", *NOISE, "penalty"),
     "burgers": FEW + WALLS[1:],
@@ -97,7 +100,7 @@ def run(case: Case, stop: float, inputs: Path | None) -> Result | None:
     torch.set_num_threads(1)
     problem, variant = PROBLEMS[case.problem], VARIANTS[case.variant]
     training, held_out = (torch.stack([*part]) for part in problem.split(inputs))
-    model = build(problem, training, case.seed)
+    model = build(problem, variant, training, case.seed)
     variant.change(model)
     curve = train(model, training, held_out, problem, variant, case.seed)
     change, nonunitarity = departures(model)
@@ -119,7 +122,7 @@ def run(case: Case, stop: float, inputs: Path | None) -> Result | None:
     return result
 
 
-def build(problem: Problem, training: Tensor, seed: int) -> FramePredictor:
+def build(problem: Problem, variant: Variant, training: Tensor, seed: int) -> FramePredictor:
     """The FNO-Monarch of ``monarch-sciml pde train``: before its training, an FNO."""
     torch.manual_seed(seed)
     return ModelConfig(
@@ -128,7 +131,7 @@ def build(problem: Problem, training: Tensor, seed: int) -> FramePredictor:
         channels=1,
         n_in=1,
         modes=problem.modes,
-        width=problem.width,
+        width=variant.width or problem.width,
         layers=4,
         scale=float(training.std()),
         residual=problem.residual,
@@ -191,16 +194,28 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time (default: 2)")
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no training after so long")
     parser.add_argument("--inputs", type=Path, help="directory of neuraloperator's mini files")
+    parser.add_argument("--problems", nargs="+", choices=WANTED, help="train only these")
+    parser.add_argument("--keep", action="store_true", help="train only what the last report lacks")
     options = parser.parse_args()
     stop = time.time() + 3600 * options.hours
     names = [n for n in WANTED if options.inputs or n not in ("darcy", "burgers-periodic")]
-    for name in names:
+    before = kept() if options.keep else {}
+    every = wanted(names if not options.keep else WANTED)
+    cases = [c for c in wanted(options.problems or names) if c not in before]
+    for name in {case.problem for case in cases}:
         PROBLEMS[name].read(options.inputs)  # generated here, once
-    cases = wanted(names)
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         found = pool.map(run, cases, repeat(stop), repeat(options.inputs))
-        results = {case: result for case, result in zip(cases, found, strict=True) if result}
-    report(results, len(cases))
+        here = {case: result for case, result in zip(cases, found, strict=True) if result}
+    results = {case: r for case in every if (r := here.get(case) or before.get(case))}
+    report(results, len(every))
+
+
+def kept() -> dict[Case, Result]:
+    """The trainings of the last report."""
+    path = RESULTS / "transform_ablation.json"
+    rows = read_json(path)["runs"] if path.exists() else []
+    return {Case(row["problem"], row["variant"], row["seed"]): row for row in rows}
 
 
 # ---------------------------------------------------------------------------------------------------- report

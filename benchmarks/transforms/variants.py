@@ -201,6 +201,39 @@ class Blocks(nn.Module):
         return blocks.diagonal(dim1=-5, dim2=-3).movedim(-1, -4).contiguous()
 
 
+def axes(model: nn.Module) -> None:
+    """Channels mix once along each of two axes: a wider network for as many numbers."""
+    for layer in layers(model):
+        register_parametrization(layer, "weight", Axes())
+
+
+def fixed_axes(model: nn.Module) -> None:
+    """The same with the FFT's values."""
+    axes(model)
+    fixed(model)
+
+
+class Axes(nn.Module):
+    """``w[k, l] = A[k] B[l]``, matrices over the channels, (m_1, C, C, 2) and (m_2, C, C, 2).
+
+    Over modes and channels together it is a product of two block-diagonal matrices and a permutation, a
+    Monarch matrix whose blocks repeat, in place of one block-diagonal matrix.
+    """
+
+    def forward(self, A: Tensor, B: Tensor) -> Tensor:
+        """The weight (m_1, m_2, C, C, 2)."""
+        left, right = (torch.view_as_complex(factor) for factor in (A, B))
+        w = left.flatten(0, 1) @ right.movedim(1, 0).flatten(1)  # (k, in) by (l, out)
+        w = w.view(*left.shape[:2], len(right), -1).transpose(1, 2)
+        return torch.view_as_real(w.contiguous())
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Random factors, whose product has the variance of a new layer's weight."""
+        m_1, m_2, channels = weight.shape[:3]
+        A, B = (torch.randn(m, channels, channels, 2) / (2 * channels) ** 0.5 for m in (m_1, m_2))
+        return A, B
+
+
 def uneven(model: nn.Module) -> None:
     """Factors of blocks as unequal as possible, n = 2 · n/2; the DFT has an exact form for every split."""
     for transform in transforms(model):
@@ -233,6 +266,8 @@ class Variant:
     """Learning rate of the spectral weights, relative to the rest as well."""
     noise: float = 0.0
     """On the input, in standard deviations of the data."""
+    width: int | None = None
+    """If not that of the problem."""
 
 
 VARIANTS = {
@@ -254,6 +289,9 @@ VARIANTS = {
     "dense": Variant("dense matrices", dense),
     "blocks": Variant("all modes, channels mix in four groups, learned", blocks),
     "fixed-blocks": Variant("all modes, channels mix in four groups, fixed", fixed_blocks),
+    # 16 × 16 modes: as many numbers as 16 channels have otherwise
+    "fixed-axes": Variant("fixed, channels mix along each axis, width 37", fixed_axes, width=37),
+    "axes": Variant("learned, channels mix along each axis, width 37", axes, width=37),
     "uneven": Variant("factors n = 2 · n/2", uneven),
     "penalty": Variant("pulled towards the DFT, λ = 1e-3", penalty=1e-3),
     "fixed-noise": Variant("fixed, noise on the input", fixed, noise=0.01),
