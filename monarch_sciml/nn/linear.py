@@ -153,7 +153,7 @@ class MonarchLinear(nn.Module):
 
 @torch.no_grad()
 def draw_orthogonal(factor: Tensor, terms: float) -> None:
-    """Fill ``factor``, of blocks (n, rows, …), with orthogonal rows or columns of variance 1 / (√3 · terms)."""
+    """Fill blocks (n, rows, …) with orthogonal rows or columns, entries of variance 1 / (√3 · terms)."""
     if factor.device.type == "meta":
         return
     blocks = torch.empty_like(factor, dtype=torch.promote_types(factor.dtype, torch.float32))

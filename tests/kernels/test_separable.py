@@ -56,22 +56,42 @@ def test_it_is_the_product_with_both_matrices(grid, adjoint, dtype):
 
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("combine", [False, True])
-@pytest.mark.parametrize("grid", GRIDS[1:3], ids=str)
-def test_gradients(grid, combine, threads, monkeypatch):
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("wanted", ["all", "all but the maps", "factors", "one factor", "image"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_gradients(grid, wanted, adjoint, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    tensors = [*operands(grid), *([torch.randn_like(operands(grid)[0])] if combine else [])]
+    tensors = [*operands(grid), torch.randn_like(operands(grid)[0])]
+    chosen = {
+        "all": range(6),
+        "all but the maps": range(5),
+        "factors": range(1, 5),
+        "one factor": [3],
+        "image": [0],
+    }
+    combine = "maps" in wanted or wanted == "all"
 
     def gradients(dtype, seed=None):
-        inputs = [t.to(dtype).requires_grad_() for t in tensors]
-        y = multiply(*inputs)
+        inputs = [t.to(dtype).requires_grad_(i in chosen[wanted]) for i, t in enumerate(tensors)]
+        y = multiply(*inputs[: 6 if combine else 5], adjoint=adjoint)
         seed = torch.randn_like(y) if seed is None else seed
-        return seed, torch.autograd.grad(y, inputs, seed.to(dtype))
+        return seed, torch.autograd.grad(y, [t for t in inputs if t.requires_grad], seed.to(dtype))
 
     seed, found = gradients(torch.complex64)
     _, expected = gradients(torch.complex128, seed)
     for a, b in zip(found, expected, strict=True):
         assert relative_error(a.to(b.dtype), b) < 2e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("grid", GRIDS[2:5], ids=str)
+def test_gradients_of_several_planes_are_the_same_every_time(grid, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    inputs = [t.requires_grad_() for t in operands(grid, planes=(7,))]
+    y = multiply(*inputs)
+    seed = torch.randn_like(y)
+    first, second = (torch.autograd.grad(y, inputs, seed, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @needs_compiler
@@ -90,7 +110,10 @@ def test_second_derivatives():
 def test_uninitialised_memory_never_shows(monkeypatch):
     empty = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty(*a, **k).fill_(torch.nan))
-    assert torch.isfinite(torch.view_as_real(multiply(*operands(GRIDS[3])))).all()
+    inputs = [t.requires_grad_() for t in operands(GRIDS[3])]
+    y = multiply(*inputs)
+    for t in (y, *torch.autograd.grad(y.abs().square().sum(), inputs)):
+        assert torch.isfinite(torch.view_as_real(t)).all()
 
 
 @needs_compiler
@@ -106,6 +129,12 @@ def test_strided_and_conjugated_operands():
 def test_torch_knows_the_operator():
     tensors = [torch.view_as_real(t).requires_grad_() for t in operands(GRIDS[1])]
     torch.library.opcheck(torch.ops.monarch_sciml.separable.default, (*tensors, None, False))
+    operator = torch.ops.monarch_sciml.separable_backward.default
+    detached = [t.detach() for t in tensors]
+    for image in (False, True):
+        torch.library.opcheck(
+            operator, (detached[0], torch.randn_like(tensors[0]), *detached[1:], True, image)
+        )
     S = torch.randn_like(tensors[0])
     images = [t.detach()[None].requires_grad_() for t in (tensors[0], S)]
     stacks = [images[0], *tensors[1:], images[1]]

@@ -1,16 +1,12 @@
 // X = W_y x W_xᵀ for complex images, each W two Monarch factors: x is read and X written once, in between a
 // plane stays in the cache. Optionally X is multiplied by conj(S) and summed over the planes: coil combination.
-//
-// Panels of an image, PANEL columns wide, lie as (part, row, column): the real and imaginary planes. A factor is
-// block-diagonal on rows that are a stride apart. Complex products take three real ones, as Gauss found: with
-// P = Mr xr, Q = Mi xi and S = (Mr + Mi) (xr + xi) it is P − Q and S − P − Q. Panels are transposed for the second
-// axis and on the way out.
+// And the gradients of x and of all four factors, in one pass over x and the gradient of X.
 
-#include "tile.h"
+#include "panels.h"
 
 #include <omp.h>
 
-#include <vector>
+#include <algorithm>
 
 extern "C" {
 struct ImageSizes {
@@ -18,183 +14,6 @@ struct ImageSizes {
     size py, qy, px, qx;  // H = py·qy, W = px·qx: L (p, q, q) and R (q, p, p) of each axis
 };
 }
-
-namespace {
-
-typedef std::vector<float> Buffer;
-constexpr size PANEL = VECTORS * LANES;
-
-// One block-diagonal factor: blocks of `order` rows that are `step` apart, block b begins at row b·`next`.
-struct Factor {
-    size blocks, order, next_in, step_in, next_out, step_out;
-    Buffer entries;  // (block, row, column, 3): Mr, Mi, Mr + Mi
-};
-
-// M (blocks, order, order, 2), or its conjugate transpose
-Factor factor(
-    const float* M, size blocks, size order, bool adjoint, size next_in, size step_in, size next_out, size step_out) {
-    Factor f{blocks, order, next_in, step_in, next_out, step_out, Buffer(blocks * order * order * 3)};
-    for (size b = 0; b < blocks; b++)
-        for (size i = 0; i < order; i++)
-            for (size j = 0; j < order; j++) {
-                const float* m = M + 2 * ((b * order + (adjoint ? j : i)) * order + (adjoint ? i : j));
-                const float re = m[0], im = adjoint ? -m[1] : m[1];
-                float* to = &f.entries[((b * order + i) * order + j) * 3];
-                to[0] = re, to[1] = im, to[2] = re + im;
-            }
-    return f;
-}
-
-// The two factors of an axis in the order they are applied. Between them row j2·1 + c·q.
-struct Axis {
-    size n;
-    Factor first, second;
-    Axis(const float* L, const float* R, size p, size q, bool adjoint)
-        : n(p * q),
-          first(adjoint ? factor(L, p, q, true, 1, p, q, 1) : factor(R, q, p, false, 1, q, 1, q)),
-          second(adjoint ? factor(R, q, p, true, 1, q, 1, q) : factor(L, p, q, false, q, 1, 1, p)) {}
-};
-
-constexpr int TALL = 4, WIDE = LANES == 8 ? 1 : 2;  // rows and vectors of a tile: 3 · 4 · 2 sums in registers
-
-// R rows of M times V vectors of x, whose rows are `step` and whose parts are `part` apart
-template <int R, int V>
-void complex_tile(size order, const float* M, const float* x, size step, size part, float* y, size step_out) {
-    vec P[R][V]{}, Q[R][V]{}, S[R][V]{};
-    for (size k = 0; k < order; k++, M += 3, x += step) {
-        vec re[V], im[V], both[V];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) {
-            re[v] = keep(load(x + v * LANES));
-            im[v] = keep(load(x + part + v * LANES));
-            both[v] = keep(re[v] + im[v]);
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const float* m = M + r * order * 3;
-#pragma GCC unroll 2
-            for (int v = 0; v < V; v++) {
-                P[r][v] += m[0] * re[v];
-                Q[r][v] += m[1] * im[v];
-                S[r][v] += m[2] * both[v];
-            }
-        }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) {
-            store(y + r * step_out + v * LANES, P[r][v] - Q[r][v]);
-            store(y + r * step_out + part + v * LANES, S[r][v] - P[r][v] - Q[r][v]);
-        }
-}
-
-template <int R>
-void complex_tiles(size order, size vectors, const float* M, const float* x, size step, size part, float* y, size out) {
-    size v = 0;
-    for (; v + WIDE <= vectors; v += WIDE)
-        complex_tile<R, WIDE>(order, M, x + v * LANES, step, part, y + v * LANES, out);
-    for (; v < vectors; v++) complex_tile<R, 1>(order, M, x + v * LANES, step, part, y + v * LANES, out);
-}
-
-void apply(const Factor& f, size n, size vectors, const float* in, float* out) {
-    const size m = f.order, part = n * PANEL, step_in = f.step_in * PANEL, step_out = f.step_out * PANEL;
-    for (size b = 0; b < f.blocks; b++)
-        for (size i = 0; i < m; i += TALL) {
-            const float *M = &f.entries[(b * m + i) * m * 3], *x = in + b * f.next_in * PANEL;
-            float* y = out + b * f.next_out * PANEL + i * step_out;
-            switch (m - i) {
-                case 1: complex_tiles<1>(m, vectors, M, x, step_in, part, y, step_out); break;
-                case 2: complex_tiles<2>(m, vectors, M, x, step_in, part, y, step_out); break;
-                case 3: complex_tiles<3>(m, vectors, M, x, step_in, part, y, step_out); break;
-                default: complex_tiles<TALL>(m, vectors, M, x, step_in, part, y, step_out);
-            }
-        }
-}
-
-// (a panel as (part, n, column)) → the same after both factors; `other` is a second panel of that size
-void transform(const Axis& axis, size vectors, float* panel, float* other) {
-    apply(axis.first, axis.n, vectors, panel, other);
-    apply(axis.second, axis.n, vectors, other, panel);
-}
-
-// even and odd numbers of two vectors, and the way back
-template <size_t... J>
-void split(vec a, vec b, vec& even, vec& odd, std::index_sequence<J...>) {
-    even = __builtin_shufflevector(a, b, (2 * J)...);
-    odd = __builtin_shufflevector(a, b, (2 * J + 1)...);
-}
-template <size_t... J>
-void join(vec even, vec odd, vec& a, vec& b, std::index_sequence<J...>) {
-    a = __builtin_shufflevector(even, odd, (J / 2 + J % 2 * LANES)...);
-    b = __builtin_shufflevector(even, odd, (LANES / 2 + J / 2 + J % 2 * LANES)...);
-}
-constexpr auto EACH = std::make_index_sequence<LANES>();
-
-// columns w … w + count of an image (H, W, 2) → panel
-void load_panel(const float* x, size H, size W, size w, size count, float* panel) {
-    for (size h = 0; h < H; h++)
-        for (size c = 0; c < count; c += LANES) {
-            const float* from = x + 2 * (h * W + w + c);
-            vec a{}, b{}, re, im;
-            if (count - c >= LANES)
-                a = load(from), b = load(from + LANES);
-            else {
-                float rest[2 * LANES] = {};
-                memcpy(rest, from, 2 * (count - c) * sizeof(float));
-                a = load(rest), b = load(rest + LANES);
-            }
-            split(a, b, re, im, EACH);
-            store(panel + h * PANEL + c, re);
-            store(panel + (H + h) * PANEL + c, im);
-        }
-}
-
-// panel (part, H, columns w …) → panels of the transposed image: (panel of rows, part, W, row)
-void turn(const float* panel, size H, size W, size w, size count, float* turned) {
-    for (size part = 0; part < 2; part++)
-        for (size h = 0; h < H; h += LANES)
-            for (size c = 0; c < count; c += LANES) {
-                const size rows = H - h < LANES ? H - h : LANES, columns = count - c < LANES ? count - c : LANES;
-                float* to = turned + ((h / PANEL * 2 + part) * W + w + c) * PANEL + h % PANEL;
-                transpose(panel + (part * H + h) * PANEL + c, PANEL, rows, columns, to, PANEL);
-            }
-}
-
-// panel (part, W, rows h …) → rows of the image (H, W, 2); or, given S, added to it after conj(S)
-void store_panel(const float* panel, size W, size h, size count, const float* S, float* y) {
-    float re[LANES * LANES], im[LANES * LANES];
-    for (size r = 0; r < count; r += LANES)
-        for (size w = 0; w < W; w += LANES) {
-            const size rows = count - r < LANES ? count - r : LANES, columns = W - w < LANES ? W - w : LANES;
-            untranspose(panel + w * PANEL + r, PANEL, vec{}, LANES, columns, re, LANES);
-            untranspose(panel + (W + w) * PANEL + r, PANEL, vec{}, LANES, columns, im, LANES);
-            for (size i = 0; i < rows; i++) {
-                const size at = 2 * ((h + r + i) * W + w);
-                float rest[2 * LANES];
-                vec a, b, vr = load(re + i * LANES), vi = load(im + i * LANES);
-                if (S) {
-                    const float* s = S + at;
-                    if (columns < LANES) s = static_cast<float*>(memcpy(rest, s, 2 * columns * sizeof(float)));
-                    vec sr, si;
-                    split(load(s), load(s + LANES), sr, si, EACH);
-                    const vec product = sr * vr + si * vi;
-                    vi = sr * vi - si * vr;
-                    vr = product;
-                }
-                join(vr, vi, a, b, EACH);
-                if (columns == LANES) {
-                    store(y + at, S ? load(y + at) + a : a);
-                    store(y + at + LANES, S ? load(y + at + LANES) + b : b);
-                } else {
-                    store(rest, a), store(rest + LANES, b);
-                    for (size j = 0; j < 2 * columns; j++) y[at + j] = (S ? y[at + j] : 0) + rest[j];
-                }
-            }
-        }
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -232,6 +51,68 @@ void separable_forward(
 #pragma omp ordered
                 for (size i = 0; i < image; i++) y[i] += sum[i];
         }
+    }
+}
+
+// Given the gradient g of X, those of x (unless gx is null) and of the factors, which are added to what is there.
+void separable_backward(
+    const ImageSizes* s, const float* x, const float* g, const float* Ly, const float* Ry, const float* Lx,
+    const float* Rx, float* gx, float* gLy, float* gRy, float* gLx, float* gRx) {
+    const Axis vertical(Ly, Ry, s->py, s->qy, s->adjoint), horizontal(Lx, Rx, s->px, s->qx, s->adjoint);
+    // the same reversed: `first` undoes `second`
+    const Axis up(Ly, Ry, s->py, s->qy, !s->adjoint), across(Lx, Rx, s->px, s->qx, !s->adjoint);
+    const Factor* factors[] = {&vertical.first, &vertical.second, &horizontal.first, &horizontal.second};
+    float* out[] = {gRy, gLy, gRx, gLx};
+    if (s->adjoint) std::swap(out[0], out[1]), std::swap(out[2], out[3]);
+    const size H = s->H, W = s->W, image = 2 * H * W;
+    const size plane = 2 * PANEL * std::max((H + PANEL - 1) / PANEL * W, (W + PANEL - 1) / PANEL * H);
+    if (gx) fresh(gx, s->planes * image);
+#pragma omp parallel num_threads(s->threads)
+    {
+        Buffer other(2 * (H > W ? H : W) * PANEL), space(6 * plane), sums[4];
+        for (int f = 0; f < 4; f++) sums[f].resize(factors[f]->blocks * factors[f]->order * factors[f]->order * 2);
+        float* part = space.data();
+        // panels of columns: x and after the first factor; of rows: the same for the second axis
+        const Panels X{part, H, W}, Z{part + plane, H, W}, Y{part + 2 * plane, W, H}, U{part + 3 * plane, W, H};
+        // gradients of the last of each axis and of what lies between its factors, of rows and then of columns
+        const Panels G{part + 4 * plane, W, H}, V{part + 5 * plane, W, H}, GY{G.data, H, W}, VZ{V.data, H, W};
+#pragma omp for schedule(static)
+        for (size n = 0; n < s->planes; n++) {
+            for (size w = 0; w < W; w += PANEL) {
+                const size count = W - w < PANEL ? W - w : PANEL, vectors = (count + LANES - 1) / LANES;
+                load_panel(x + n * image, H, W, w, count, X.at(w));
+                apply(vertical.first, H, vectors, X.at(w), Z.at(w));
+                apply(vertical.second, H, vectors, Z.at(w), other.data());
+                turn(other.data(), H, W, w, count, Y.data);
+            }
+            for (size h = 0; h < H; h += PANEL) {
+                const size count = H - h < PANEL ? H - h : PANEL, vectors = (count + LANES - 1) / LANES;
+                load_rows(g + n * image, W, h, count, G.at(h));
+                apply(horizontal.first, W, vectors, Y.at(h), U.at(h));
+                apply(across.first, W, vectors, G.at(h), V.at(h));
+            }
+            outer(horizontal.second, G, U, sums[3]);
+            outer(horizontal.first, V, Y, sums[2]);
+            for (size h = 0; h < H; h += PANEL) {
+                const size count = H - h < PANEL ? H - h : PANEL, vectors = (count + LANES - 1) / LANES;
+                apply(across.second, W, vectors, V.at(h), other.data());
+                turn(other.data(), W, H, h, count, GY.data);
+            }
+            for (size w = 0; w < W; w += PANEL) {
+                const size count = W - w < PANEL ? W - w : PANEL, vectors = (count + LANES - 1) / LANES;
+                apply(up.first, H, vectors, GY.at(w), VZ.at(w));
+                if (!gx) continue;
+                apply(up.second, H, vectors, VZ.at(w), other.data());
+                store_columns(other.data(), H, W, w, count, gx + n * image);
+            }
+            outer(vertical.second, GY, Z, sums[1]);
+            outer(vertical.first, VZ, X, sums[0]);
+        }
+        // thread after thread, so that the sums come out the same every time
+#pragma omp for ordered schedule(static, 1)
+        for (int t = 0; t < omp_get_num_threads(); t++)
+#pragma omp ordered
+            for (int f = 0; f < 4; f++) add_gradient(*factors[f], sums[f], s->adjoint, out[f]);
     }
 }
 }

@@ -38,6 +38,27 @@ def _(x, Ly, Ry, Lx, Rx, maps, adjoint):
     return torch.empty_like(x) if maps is None else x.new_empty(*x.shape[:-4], *x.shape[-3:])
 
 
+@torch.library.custom_op("monarch_sciml::separable_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    x: Tensor, g: Tensor, Ly: Tensor, Ry: Tensor, Lx: Tensor, Rx: Tensor, adjoint: bool, image: bool
+) -> list[Tensor]:
+    """Gradients of x (…, H, W, 2), empty unless ``image``, and of the factors, from that of X like x."""
+    *_, H, W, _ = x.shape
+    factors = (Ly, Ry, Lx, Rx)
+    gx = torch.empty_like(x) if image else x.new_empty(0)
+    grads = [torch.zeros_like(f) for f in factors]
+    count = x.numel() // (2 * H * W)
+    sizes = (count, H, W, torch.get_num_threads(), adjoint, *map(len, factors))
+    call("separable_backward", sizes, x, g, *factors, gx, *grads)
+    return [gx, *grads]
+
+
+@_backward.register_fake
+def _(x, g, Ly, Ry, Lx, Rx, adjoint, image):
+    gx = torch.empty_like(x) if image else x.new_empty(0)
+    return [gx, *(torch.empty_like(f) for f in (Ly, Ry, Lx, Rx))]
+
+
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     *tensors, ctx.adjoint = inputs
     ctx.save_for_backward(*tensors)
@@ -46,20 +67,29 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _differentiate(ctx: Any, grad: Tensor):
     x, *factors, maps = ctx.saved_tensors
     needs, grad = ctx.needs_input_grad, grad.contiguous()
+    if torch.is_grad_enabled() or needs[5]:  # what is differentiated twice, or of maps: in torch's operations
+        return _in_torch(ctx, grad)
+    g = grad if maps is None else _spread(grad, maps)
+    if any(needs[1:5]):
+        gx, *grads = torch.ops.monarch_sciml.separable_backward(x, g, *factors, ctx.adjoint, needs[0])
+        found = [gx, *grads, None, None]
+        return tuple(f if needed else None for f, needed in zip(found, needs, strict=True))
+    gx = torch.ops.monarch_sciml.separable(g, *factors, None, not ctx.adjoint) if needs[0] else None
+    return gx, *[None] * 6
+
+
+def _in_torch(ctx: Any, grad: Tensor):
+    needs, twice = ctx.needs_input_grad, torch.is_grad_enabled()
     grads: list[Tensor | None] = [None] * 7
-    twice = torch.is_grad_enabled()
-    if needs[0] and not twice:
-        g = grad if maps is None else _spread(grad, maps)
-        grads[0] = torch.ops.monarch_sciml.separable(g, *factors, None, not ctx.adjoint)
-    wanted = [i for i in range(6) if needs[i] and grads[i] is None]
-    if wanted:  # of factors and maps, and everything that is differentiated twice: in torch's operations
-        with torch.enable_grad():
-            inputs = [t if t is None or twice else t.detach().requires_grad_() for t in (x, *factors, maps)]
-            z = [None if t is None else torch.view_as_complex(t) for t in inputs]
-            y = torch.view_as_real(separable.separable_multiply(z[0], tuple(z[1:5]), ctx.adjoint, z[5]))  # pyright: ignore
-            found = torch.autograd.grad(y, [inputs[i] for i in wanted], grad, create_graph=twice)  # pyright: ignore
-        for i, g in zip(wanted, found, strict=True):
-            grads[i] = g
+    wanted = [i for i in range(6) if needs[i]]
+    with torch.enable_grad():
+        saved = ctx.saved_tensors
+        inputs = [t if t is None or twice else t.detach().requires_grad_() for t in saved]
+        z = [None if t is None else torch.view_as_complex(t) for t in inputs]
+        y = torch.view_as_real(separable.separable_multiply(z[0], tuple(z[1:5]), ctx.adjoint, z[5]))  # pyright: ignore
+        found = torch.autograd.grad(y, [inputs[i] for i in wanted], grad, create_graph=twice)  # pyright: ignore
+    for i, g in zip(wanted, found, strict=True):
+        grads[i] = g
     return tuple(grads)
 
 
@@ -76,8 +106,8 @@ def separable_multiply(
 ) -> Tensor:
     """``X = W_y x W_xᵀ``, complex64 on a CPU; see ``kernels.separable_multiply``.
 
-    All planes at once, by threads; a plane is read and written once. Gradients of the image take the same
-    path with the adjoint, those of the factors go through torch's operations.
+    All planes at once, by threads; a plane is read and written once, forward and backward. Only second
+    derivatives and gradients of the maps go through torch's operations.
     """
     real = [torch.view_as_real(t.to(torch.complex64).resolve_conj()).contiguous() for t in factors]
     planes = torch.view_as_real(x.resolve_conj()).contiguous()
