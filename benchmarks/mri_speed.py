@@ -2,8 +2,8 @@
 
     python benchmarks/mri_speed.py [--threads 2] [--repeats 15]
 
-One slice of 16 coils, reconstruction without gradients, the two networks in turn within one process, so that
-both see the same machine; medians, and the ratio of each pair. Also the transforms alone: the centred
+One slice of 16 coils, reconstruction and a step of training, the two networks in turn within one process, so
+that both see the same machine; medians, and the ratio of each pair. Also the transforms alone: the centred
 orthonormal FFT of torch with its shifts, as MRI code uses it, the bare FFT without shifts for comparison, and
 the learned transform, by its factors and as matrices pruned to the sampled columns. Writes
 ``benchmarks/results/mri_speed_N_threads.md``.
@@ -47,7 +47,15 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def networks(grid: tuple[int, int], repeats: int) -> list[str]:
+def step(model: torch.nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """An image with gradients of all parameters."""
+    model.zero_grad()
+    image = model(*inputs)
+    image.abs().square().sum().backward()
+    return image.detach()
+
+
+def networks(grid: tuple[int, int], repeats: int, *, training: bool = False) -> list[str]:
     """Rows: mask, milliseconds of both networks, ratio, relative difference at initialisation."""
     rows = []
     for kind, masks in (
@@ -63,7 +71,8 @@ def networks(grid: tuple[int, int], repeats: int) -> list[str]:
             torch.manual_seed(0)
             models[name] = ModelConfig(name, grid).build().eval()
         models["varnet-monarch"].load_state_dict(models["varnet"].state_dict(), strict=False)
-        calls = {name: partial(model, kspace, pattern, maps) for name, model in models.items()}
+        inputs = kspace, pattern, maps
+        calls = {name: partial(*([step] * training), model, *inputs) for name, model in models.items()}
         outputs = [call() for call in calls.values()]
         times = in_turn(calls, repeats)
         fft, monarch = times.values()
@@ -107,6 +116,11 @@ def main() -> None:
     with torch.inference_mode():
         rows = [row for grid in GRIDS for row in networks(grid, options.repeats)]
         alone = [transforms(grid, options.repeats) for grid in GRIDS]
+    steps = [row for grid in GRIDS for row in networks(grid, max(3, options.repeats // 3), training=True)]
+    header = [
+        "| grid | mask | varnet | varnet-monarch | ratio | difference at initialisation |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     versions = ", ".join(f"{k} {v}" for k, v in environment().items())
     lines = [
         "# Unrolled networks: learned transforms against the FFT",
@@ -115,9 +129,13 @@ def main() -> None:
         f"{options.threads}`: {COILS} coils, complex64, 4 cascades, milliseconds a slice (medians), ratio: "
         "median over pairs.",
         "",
-        "| grid | mask | varnet | varnet-monarch | ratio | difference at initialisation |",
-        "|---|---|---:|---:|---:|---:|",
+        *header,
         *rows,
+        "",
+        "A step of training, forward and backward:",
+        "",
+        *header,
+        *steps,
         "",
         "The transform of all coils alone:",
         "",
