@@ -11,6 +11,7 @@ from monarch_sciml.kernels.dispatch import (
     pointwise_layer,
     separable_multiply,
     spectral_convolution,
+    transform_planes,
 )
 from monarch_sciml.kernels.fourier import fourier_convolution
 from monarch_sciml.kernels.reference import monarch_dense
@@ -24,4 +25,5 @@ __all__ = [
     "pointwise_layer",
     "separable_multiply",
     "spectral_convolution",
+    "transform_planes",
 ]

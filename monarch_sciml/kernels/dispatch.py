@@ -24,6 +24,7 @@ __all__ = [
     "pointwise_layer",
     "separable_multiply",
     "spectral_convolution",
+    "transform_planes",
 ]
 
 Backend = Literal["auto", "native", "triton", "gemm", "reference"]
@@ -173,6 +174,28 @@ def spectral_convolution(
             return triton.spectral_convolution(x, analysis, weight, synthesis, bias=bias, **precision)
         y = _path(backend).spectral_convolution(x, analysis, weight, synthesis)
         return y if bias is None else y + bias.view(-1, *[1] * len(modes))
+
+
+def transform_planes(
+    L: Tensor, R: Tensor, modes: int, *, scale: float = 1.0, twice: int = 0, adjoint: bool = False
+) -> Tensor:
+    """A truncated transform from its factors: real and imaginary planes (2, modes, n) of W, or those of Wᴴ.
+
+    ``W[ℓ·p + c, j₁·q + j₂] = s L[c, ℓ, j₂] R[j₂, c, j₁]``, the first ``modes`` rows, n = p·q: a Monarch
+    matrix after a stride permutation. ``L`` (p, S, q, 2), ``R`` (q, p, p, 2); s is ``scale``, and twice that
+    in the rows 1 … ``twice`` − 1; (2, n, modes) if ``adjoint``. One complex multiplication an entry. Raises
+    ``InputError`` when the factors do not fit.
+    """
+    p, q = L.shape[0], R.shape[0]
+    if L.shape != (p, L.shape[1], q, 2) or R.shape != (q, p, p, 2) or modes > p * L.shape[1]:
+        raise InputError(
+            f"factors L (p, S, q, 2) with p·S at least {modes}, and R (q, p, p, 2)",
+            f"L {tuple(L.shape)} and R {tuple(R.shape)}",
+            "pass those of linalg.fourier_factors, as real numbers",
+        )
+    dtype = torch.promote_types(L.dtype, R.dtype)
+    fast = _native("auto", "", True, "", dtype, (L, R)) and L.dtype == R.dtype
+    return (native if fast else reference).transform_planes(L, R, modes, scale, twice, adjoint)
 
 
 def separable_multiply(

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["monarch_dense", "monarch_multiply", "pointwise_layer", "spectral_convolution"]
+__all__ = [
+    "monarch_dense",
+    "monarch_multiply",
+    "pointwise_layer",
+    "spectral_convolution",
+    "transform_planes",
+]
 
 
 def monarch_dense(L: Tensor, R: Tensor) -> Tensor:
@@ -47,6 +53,23 @@ def spectral_convolution(
     for axis, V in enumerate(synthesis, start=2):
         z = (z.movedim(axis, -1) @ torch.complex(V[0], V[1]).mT).movedim(-1, axis)
     return z.real
+
+
+def transform_planes(L: Tensor, R: Tensor, modes: int, scale: float, twice: int, adjoint: bool) -> Tensor:
+    """``W[ℓ·p + c, j₁·q + j₂] = s L[c, ℓ, j₂] R[j₂, c, j₁]``, real and imaginary planes of W or of Wᴴ.
+
+    ``L`` (p, S, q, 2), ``R`` (q, p, p, 2); (2, modes, p·q), or (2, p·q, modes) if ``adjoint``. s is
+    ``scale``, and twice that in the rows 1 … ``twice`` − 1.
+    """
+    # (ℓ, c, 1, j2) and (c, j1, j2): rows (ℓ, c), columns (j1, j2)
+    Lr, Li = L.permute(3, 1, 0, 2).unsqueeze(3)
+    Rr, Ri = R.permute(3, 1, 2, 0)
+    W = torch.stack((Lr * Rr - Li * Ri, Lr * Ri + Li * Rr)) * scale
+    W = W.reshape(2, -1, L.shape[0] * R.shape[0])[:, :modes]
+    if twice:
+        row = torch.arange(modes, device=W.device)
+        W = W * (1 + ((row > 0) & (row < twice)))[:, None]
+    return torch.stack((W[0].mT, -W[1].mT)) if adjoint else W
 
 
 def pointwise_layer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class MonarchLinear(nn.Module):
         weight = linear.weight.detach()
         has_bias = linear.bias is not None
         sizes = linear.in_features, linear.out_features, nblocks, has_bias
-        layer = skip_init(cls, *sizes, device=weight.device, dtype=weight.dtype)
+        layer: Any = skip_init(cls, *sizes, device=weight.device, dtype=weight.dtype)
         (J, S, q), I = layer.L.shape, layer.R.shape[2]
         A = F.pad(weight, (0, nblocks * I - layer.in_features, 0, J * S - layer.out_features))
         A = A.unflatten(0, (J, S)).transpose(0, 1).flatten(0, 1)  # rows (j,ℓ) → (ℓ,j)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import transform_planes
 from monarch_sciml.linalg import fourier_factors, interpolation
 
 __all__ = ["LearnedTransform"]
@@ -82,11 +83,7 @@ class LearnedTransform(nn.Module):
                 f"a tensor of shape {tuple(size.shape)}",
                 "apply it by W = torch.complex(*transform()), then x.to(W.dtype) @ W.mT",
             )
-        (Lr, Li), (Rr, Ri) = _planes(self.L, "jlk->ljk"), _planes(self.R, "kji->jik")
-        # rows (ℓ, c), columns (j1, j2): k is the block index j2, which the stride permutation put last
-        Lr, Li, Rr, Ri = Lr[:, :, None, :], Li[:, :, None, :], Rr[None], Ri[None]
-        W = torch.stack((Lr * Rr - Li * Ri, Lr * Ri + Li * Rr)) * self.scale
-        W = W.reshape(2, -1, self.n)[:, : self.n_modes]
+        W = transform_planes(self.L, self.R, self.n_modes, scale=self.scale)
         if size is None or size == self.n:
             return W
         T = interpolation(size, self.n)
@@ -97,10 +94,13 @@ class LearnedTransform(nn.Module):
 
     def adjoint(self, size: int | None = None) -> Tensor:
         """The planes of Wᴴ (2, size, n_modes), scaled so that it synthesises on ``size`` points."""
-        size = self.n if size is None else size
+        if size is None or size == self.n:
+            last = 2 * (self.n_modes - 1) == self.n  # half the grid size: it has no partner
+            twice = (self.n_modes - last) * self.hermitian
+            return transform_planes(self.L, self.R, self.n_modes, scale=self.scale, twice=twice, adjoint=True)
         W = self(size) * (size / self.n)
         if self.hermitian:
-            k = torch.arange(self.first, self.first + self.n_modes, device=W.device)
+            k = torch.arange(self.n_modes, device=W.device)
             W = W * (1 + ((k != 0) & (2 * k != size)))[:, None]
         return torch.stack((W[0].mT, -W[1].mT))
 
@@ -126,9 +126,3 @@ class LearnedTransform(nn.Module):
         kind = "learned" if isinstance(self.L, nn.Parameter) else "fixed"
         factors = f"{tuple(self.L.shape)} {tuple(self.R.shape)}"
         return f"n={self.n}, modes {self.first}…{last}, {kind}, factors {factors}"
-
-
-def _planes(factor: Tensor, order: str) -> tuple[Tensor, Tensor]:
-    before, after = order.split("->")
-    permutation = [before.index(c) for c in after]
-    return factor[..., 0].permute(permutation), factor[..., 1].permute(permutation)

@@ -5,5 +5,13 @@ from monarch_sciml.kernels.native.monarch import monarch_multiply
 from monarch_sciml.kernels.native.pointwise import pointwise_layer
 from monarch_sciml.kernels.native.separable import separable_multiply
 from monarch_sciml.kernels.native.spectral import spectral_convolution
+from monarch_sciml.kernels.native.transform import transform_planes
 
-__all__ = ["available", "monarch_multiply", "pointwise_layer", "separable_multiply", "spectral_convolution"]
+__all__ = [
+    "available",
+    "monarch_multiply",
+    "pointwise_layer",
+    "separable_multiply",
+    "spectral_convolution",
+    "transform_planes",
+]
