@@ -209,7 +209,7 @@ def write_report(runs: list[Run], tries: list[Run], folder: Path) -> None:
         "",
         "![Held-out loss against CPU time](transformers_training.png)",
         "",
-        "Learning rates tried for both, seed 0, a quarter of the steps (BERT: half); the best one was taken:",
+        "Learning rates tried for both, seed 0, a quarter of the steps (BERT: all); the best one was taken:",
         "",
         *rates(tries, tasks),
         "",
