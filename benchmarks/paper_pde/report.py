@@ -86,10 +86,10 @@ def report(
         f"seeds. {len(results)} of {len(every)} trainings are done{note}; n is how many a row has.",
         "*To the FNO's error*",
         "is epochs until the rollout error is first as low as the FNO's of the same seed ever was, mean over",
-        "seeds, and the seconds they take; a dash where a seed never gets there. Seconds depend on what else",
-        "the machine did, errors do not. Published are errors of protocol A on 64 × 64 points, of 1000",
-        "trajectories, 500 epochs and longer rollouts: another task, for orientation only. Reproduce:",
-        "`make paper-pde`.",
+        "the seeds whose curves are kept, and the seconds they take; a dash where one never gets there. Seconds",
+        "depend on what else the machine did, errors do not. Published are errors of protocol A on 64 × 64",
+        "points, of 1000 trajectories, 500 epochs and longer rollouts: another task, for orientation only.",
+        "Reproduce: `make paper-pde`.",
         "",
         "**How to read it.** At the published learning rate so few epochs leave the FNO on a plateau; three",
         "times that rate for its spectral weights alone frees it: the table of rates compares the two when",
@@ -144,8 +144,8 @@ def _table(rows: list[list[Case]], runs: dict[Case, Run], published: bool) -> It
             reached = [_epochs_to(*pair) for pair in curves if all(pair)]
             found = [epochs for epochs in reached if epochs]
             share = mean(found) / mine[0].epochs if found else 0
-            until = f"{mean(found):.1f} ({share * seconds:.0f})" if len(found) == len(curves) else "–"
-            until = until if len(reached) == len(curves) else ""
+            until = f"{mean(found):.1f} ({share * seconds:.0f})" if len(found) == len(reached) else "–"
+            until = until if reached else ""
         value = PUBLISHED[first.model, first.viscosity] if published else ""
         yield (
             f"| {first.viscosity} | {NAMES[first.model]} | {first.n_train} "
