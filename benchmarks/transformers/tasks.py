@@ -178,6 +178,7 @@ TASKS = (
         held_out_digits,
         predict_images,
         switch=0.7,
+        longer=1.25,
     ),
     Task(
         "GPT-2, next byte",
