@@ -9,8 +9,22 @@ from statistics import mean, median, stdev
 from typing import get_args
 
 import beyond
-from cases import BOTH, NAMES, PUBLISHED, ROOT, SCALES, SEEDS, SOLVERS, Case, Kind, Tables, configuration
+from cases import (
+    BOTH,
+    NAMES,
+    PUBLISHED,
+    RATE,
+    ROOT,
+    SCALES,
+    SEEDS,
+    SOLVERS,
+    Case,
+    Kind,
+    Tables,
+    configuration,
+)
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from monarch_sciml.pde.evaluation import Evaluation
 from monarch_sciml.training import read_json, write_json
@@ -144,8 +158,8 @@ def _table(rows: list[list[Case]], runs: dict[Case, Run], published: bool) -> It
             reached = [_epochs_to(*pair) for pair in curves if all(pair)]
             found = [epochs for epochs in reached if epochs]
             share = mean(found) / mine[0].epochs if found else 0
-            until = f"{mean(found):.1f} ({share * seconds:.0f})" if len(found) == len(reached) else "–"
-            until = until if reached else ""
+            if reached:
+                until = f"{mean(found):.1f} ({share * seconds:.0f})" if all(reached) else "–"
         value = PUBLISHED[first.model, first.viscosity] if published else ""
         yield (
             f"| {first.viscosity} | {NAMES[first.model]} | {first.n_train} "
@@ -178,18 +192,21 @@ def plot(name: str, runs: dict[Case, Run]) -> Figure:
     protocols = sorted({case.protocol for case in runs})
     figure = new_figure(12, 0.5 + 3.5 * len(protocols))
     panels = figure.subplots(max(1, len(protocols)), len(SOLVERS), squeeze=False)
+    longer = {"spectral_rate": RATE, "longer": 2}
     for (i, protocol), (j, viscosity) in itertools.product(enumerate(protocols), enumerate(SOLVERS)):
         axes = panels[i, j]
         for colour, model in zip(COLOURS, get_args(Kind), strict=False):
-            label: str | None = NAMES[model]
-            for seed in SEEDS:
-                case = Case(model, viscosity, protocol, seed, scale.n_train, scale.modes)
-                if case in runs and runs[case].curve:
-                    seconds, errors = zip(*runs[case].curve, strict=True)
-                    axes.loglog(seconds, errors, color=colour, label=label, alpha=0.8)
-                    label = None
+            for changes, style, note in (({}, "-", ""), (longer, "--", ", higher rate, twice as long")):
+                label: str | None = NAMES[model] + note
+                for seed in SEEDS:
+                    case = Case(model, viscosity, protocol, seed, scale.n_train, scale.modes, **changes)
+                    if case in runs and runs[case].curve:
+                        seconds, errors = zip(*runs[case].curve, strict=True)
+                        axes.loglog(seconds, errors, style, color=colour, label=label, alpha=0.8)
+                        label = None
         axes.set_title(f"protocol {protocol}, ν = {viscosity}", fontsize=9)
         plain(axes)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         if axes.lines:
             axes.legend(frameon=False, fontsize=7)
     figure.supxlabel("seconds of training", fontsize=10)
