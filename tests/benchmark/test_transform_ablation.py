@@ -1,5 +1,6 @@
 """The ablation of learned transforms: its variants, its data, and a run of it at tiny settings."""
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -40,7 +41,7 @@ def test_all_variants_begin_as_the_same_operator(script):
     for name, variant in variants.VARIANTS.items():
         changed = model()
         variant.change(changed)
-        others = ("padded", "fixed-blocks", "blocks", "small", "sines", "sines-fast")
+        others = ("padded", "fixed-blocks", "blocks", "fixed-axes", "axes", "small", "sines", "sines-fast")
         if name in others:  # another domain, other modes, weights or functions
             assert changed(x).shape == expected.shape
         else:
@@ -124,17 +125,41 @@ def test_small_weights_are_those_of_li_et_al(script):
 
 def test_every_number_that_learns_has_one_learning_rate(script):
     ablation, variants = script("ablation"), script("variants")
-    for variant in variants.VARIANTS.values():
+    for name, variant in variants.VARIANTS.items():
         changed = model()
         variant.change(changed)
         groups = ablation.groups(changed, variant)
         assert sum(p.numel() for group in groups for p in group["params"]) == count_parameters(changed)
         rates = {p: group["lr"] / ablation.RATE for group in groups for p in group["params"]}
         weights = variants.spectral_weights(changed)
-        assert len(weights) == 4
+        assert len(weights) == (8 if "axes" in name else 4)
         assert all(rates[p] == pytest.approx(variant.spectral) for p in weights)
         learned = [p for t in variants.transforms(changed) for p in t.parameters() if p.requires_grad]
         assert all(rates[p] == pytest.approx(variant.rate) for p in learned)
+
+
+def test_channels_mix_along_each_axis(script):
+    variants = script("variants")
+    changed = model()
+    variants.axes(changed)
+    layer = variants.layers(changed)[0]
+    A, B = (torch.view_as_complex(f) for f in layer.parametrizations.weight.parameters())
+    w = torch.view_as_complex(layer.weight)
+    for k in range(8):
+        for l in range(5):
+            torch.testing.assert_close(w[k, l], A[k] @ B[l])
+    draws = torch.stack([variants.Axes()(*variants.Axes().right_inverse(layer.weight)) for _ in range(100)])
+    # real and imaginary parts of a variance of 1 / channels
+    assert draws.square().sum(-1).mean().item() == pytest.approx(1 / 4, rel=0.1)
+
+
+def test_reports_are_gone_on_with(script, tmp_path, monkeypatch):
+    ablation = script("ablation")
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path)
+    assert ablation.kept() == {}
+    row = {"problem": "torus", "variant": "x1", "seed": 2, "curve": []}
+    (tmp_path / "transform_ablation.json").write_text(json.dumps({"runs": [row]}))
+    assert ablation.kept() == {ablation.Case("torus", "x1", 2): row}
 
 
 def test_the_basin_has_walls(script):
