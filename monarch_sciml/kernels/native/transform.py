@@ -65,11 +65,13 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor):
     L, R = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:2]
     if torch.is_grad_enabled():  # somebody differentiates twice: in torch's operations
         planes = reference.transform_planes(L, R, *ctx.settings)
-        found = torch.autograd.grad(planes, (L, R), grad, create_graph=True)
-    else:
-        found = torch.ops.monarch_sciml.transform_backward(grad.contiguous(), L, R, *ctx.settings)
+        wanted = [t for t, need in zip((L, R), needs, strict=True) if need]
+        found = iter(torch.autograd.grad(planes, wanted, grad, create_graph=True))
+        return *(next(found) if need else None for need in needs), None, None, None, None
+    found = torch.ops.monarch_sciml.transform_backward(grad.contiguous(), L, R, *ctx.settings)
     return *found, None, None, None, None
 
 
