@@ -72,7 +72,10 @@ def networks(grid: tuple[int, int], repeats: int, *, training: bool = False) -> 
             models[name] = ModelConfig(name, grid).build().eval()
         models["varnet-monarch"].load_state_dict(models["varnet"].state_dict(), strict=False)
         inputs = kspace, pattern, maps
-        calls = {name: partial(*([step] * training), model, *inputs) for name, model in models.items()}
+        calls = {
+            name: partial(step, model, *inputs) if training else partial(model, *inputs)
+            for name, model in models.items()
+        }
         outputs = [call() for call in calls.values()]
         times = in_turn(calls, repeats)
         fft, monarch = times.values()

@@ -14,6 +14,15 @@ namespace {
 typedef std::vector<float> Buffer;
 constexpr size PANEL = VECTORS * LANES;
 
+// Calls f(first column, how many, in how many vectors) for each panel of an image n wide.
+template <class F>
+void each_panel(size n, F f) {
+    for (size w = 0; w < n; w += PANEL) {
+        const size count = n - w < PANEL ? n - w : PANEL;
+        f(w, count, (count + LANES - 1) / LANES);
+    }
+}
+
 // One block-diagonal factor: blocks of `order` rows that are `step` apart, block b begins at row b·`next`.
 struct Factor {
     size blocks, order, next_in, step_in, next_out, step_out;

@@ -31,18 +31,16 @@ void separable_forward(
         Buffer turned((H + PANEL - 1) / PANEL * 2 * W * PANEL), sum(S ? image : 0);
 #pragma omp for schedule(static)
         for (size n = 0; n < s->planes; n++) {
-            for (size w = 0; w < W; w += PANEL) {
-                const size count = W - w < PANEL ? W - w : PANEL;
+            each_panel(W, [&](size w, size count, size vectors) {
                 load_panel(x + n * image, H, W, w, count, panel.data());
-                transform(vertical, (count + LANES - 1) / LANES, panel.data(), other.data());
+                transform(vertical, vectors, panel.data(), other.data());
                 turn(panel.data(), H, W, w, count, turned.data());
-            }
-            for (size h = 0; h < H; h += PANEL) {
-                const size count = H - h < PANEL ? H - h : PANEL;
+            });
+            each_panel(H, [&](size h, size count, size vectors) {
                 float* rows = turned.data() + h / PANEL * 2 * W * PANEL;
-                transform(horizontal, (count + LANES - 1) / LANES, rows, other.data());
+                transform(horizontal, vectors, rows, other.data());
                 store_panel(rows, W, h, count, S ? S + n * image : nullptr, S ? sum.data() : y + n * image);
-            }
+            });
         }
         if (S) {
             // thread after thread, so that the sum comes out the same every time
@@ -74,37 +72,33 @@ void separable_backward(
         float* part = space.data();
         // panels of columns: x and after the first factor; of rows: the same for the second axis
         const Panels X{part, H, W}, Z{part + plane, H, W}, Y{part + 2 * plane, W, H}, U{part + 3 * plane, W, H};
-        // gradients of the last of each axis and of what lies between its factors, of rows and then of columns
+        // gradients behind the second factor and between the two: of rows and then, in their place, of columns
         const Panels G{part + 4 * plane, W, H}, V{part + 5 * plane, W, H}, GY{G.data, H, W}, VZ{V.data, H, W};
 #pragma omp for schedule(static)
         for (size n = 0; n < s->planes; n++) {
-            for (size w = 0; w < W; w += PANEL) {
-                const size count = W - w < PANEL ? W - w : PANEL, vectors = (count + LANES - 1) / LANES;
+            each_panel(W, [&](size w, size count, size vectors) {
                 load_panel(x + n * image, H, W, w, count, X.at(w));
                 apply(vertical.first, H, vectors, X.at(w), Z.at(w));
                 apply(vertical.second, H, vectors, Z.at(w), other.data());
                 turn(other.data(), H, W, w, count, Y.data);
-            }
-            for (size h = 0; h < H; h += PANEL) {
-                const size count = H - h < PANEL ? H - h : PANEL, vectors = (count + LANES - 1) / LANES;
+            });
+            each_panel(H, [&](size h, size count, size vectors) {
                 load_rows(g + n * image, W, h, count, G.at(h));
                 apply(horizontal.first, W, vectors, Y.at(h), U.at(h));
                 apply(across.first, W, vectors, G.at(h), V.at(h));
-            }
+            });
             outer(horizontal.second, G, U, sums[3]);
             outer(horizontal.first, V, Y, sums[2]);
-            for (size h = 0; h < H; h += PANEL) {
-                const size count = H - h < PANEL ? H - h : PANEL, vectors = (count + LANES - 1) / LANES;
+            each_panel(H, [&](size h, size count, size vectors) {
                 apply(across.second, W, vectors, V.at(h), other.data());
                 turn(other.data(), W, H, h, count, GY.data);
-            }
-            for (size w = 0; w < W; w += PANEL) {
-                const size count = W - w < PANEL ? W - w : PANEL, vectors = (count + LANES - 1) / LANES;
+            });
+            each_panel(W, [&](size w, size count, size vectors) {
                 apply(up.first, H, vectors, GY.at(w), VZ.at(w));
-                if (!gx) continue;
+                if (!gx) return;
                 apply(up.second, H, vectors, VZ.at(w), other.data());
                 store_columns(other.data(), H, W, w, count, gx + n * image);
-            }
+            });
             outer(vertical.second, GY, Z, sums[1]);
             outer(vertical.first, VZ, X, sums[0]);
         }
