@@ -94,13 +94,14 @@ class LearnedTransform(nn.Module):
 
     def adjoint(self, size: int | None = None) -> Tensor:
         """The planes of Wᴴ (2, size, n_modes), scaled so that it synthesises on ``size`` points."""
-        if size is None or size == self.n:
+        size = self.n if size is None else size
+        if size == self.n and (self.first == 0 or not self.hermitian):
             last = 2 * (self.n_modes - 1) == self.n  # half the grid size: it has no partner
             twice = (self.n_modes - last) * self.hermitian
             return transform_planes(self.L, self.R, self.n_modes, scale=self.scale, twice=twice, adjoint=True)
         W = self(size) * (size / self.n)
         if self.hermitian:
-            k = torch.arange(self.n_modes, device=W.device)
+            k = torch.arange(self.first, self.first + self.n_modes, device=W.device)
             W = W * (1 + ((k != 0) & (2 * k != size)))[:, None]
         return torch.stack((W[0].mT, -W[1].mT))
 

@@ -107,3 +107,16 @@ def test_data_in_the_place_of_a_size():
         transform(x)
     W = matrix(transform())
     assert relative_error(x.to(W.dtype) @ W.mT, fft.fft(x, norm="ortho")[:, torch.arange(-8, 8)]) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("n", "n_modes", "first"), [(12, 7, 0), (12, 4, 0), (12, 5, 2), (12, 4, 1), (13, 7, 0)]
+)
+def test_half_a_spectrum_counts_each_pair_twice(n, n_modes, first):
+    transform = LearnedTransform(n, n_modes, first, scale=0.3, hermitian=True)
+    k = torch.arange(first, first + n_modes)
+    twice = 1 + ((k != 0) & (2 * k != n))
+    for _ in ("float64", "float32"):  # by definition, and in C++
+        expected = (matrix(transform()) * twice[:, None]).mH
+        torch.testing.assert_close(matrix(transform.adjoint()), expected)
+        transform.float()
