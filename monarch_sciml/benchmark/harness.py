@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels.native import memory
 from monarch_sciml.training.run import environment
 
 __all__ = ["Case", "Contender", "Row", "machine", "markdown_table", "peak_memory", "side_by_side"]
@@ -167,7 +168,7 @@ def peak_memory(run: Callable[[], Any], device: str = "cpu") -> int:
         "KINETO_LOG_LEVEL", "6"
     )  # or the profiler writes to stderr when it starts and stops
     profile: Any = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
-    with profile:
+    with memory.fresh(), profile:
         run()
     events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0

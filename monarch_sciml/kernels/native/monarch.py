@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import gemm
+from monarch_sciml.kernels.native import memory
 from monarch_sciml.kernels.native.build import call
 
 __all__ = ["monarch_multiply"]
@@ -21,14 +22,14 @@ def _sizes(x: Tensor, L: Tensor, R: Tensor, blocks: bool) -> tuple[int, ...]:
 @torch.library.custom_op("monarch_sciml::monarch", mutates_args=(), device_types="cpu")
 def _monarch(x: Tensor, L: Tensor, R: Tensor, blocks: bool) -> Tensor:
     """x (N, K·I) → y (N, S·J)."""
-    y = x.new_empty(x.shape[0], L.shape[0] * L.shape[1])
+    y = memory.empty((x.shape[0], L.shape[0] * L.shape[1]), x)
     call("monarch_forward", _sizes(x, L, R, blocks), x, L, R, y)
     return y
 
 
 @_monarch.register_fake
 def _(x, L, R, blocks):
-    return x.new_empty(x.shape[0], L.shape[0] * L.shape[1])
+    return memory.empty((x.shape[0], L.shape[0] * L.shape[1]), x)
 
 
 @torch.library.custom_op("monarch_sciml::monarch_backward", mutates_args=(), device_types="cpu")
@@ -43,7 +44,8 @@ def _backward(grad: Tensor, x: Tensor, L: Tensor, R: Tensor, blocks: bool, needs
 
 @_backward.register_fake
 def _gradients_like(grad, x, L, R, blocks, needs):
-    return [torch.empty_like(t) if need else t.new_empty(0) for t, need in zip((x, L, R), needs, strict=True)]
+    tensors = zip((x, L, R), needs, strict=True)
+    return [memory.empty_like(t) if need else t.new_empty(0) for t, need in tensors]
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:

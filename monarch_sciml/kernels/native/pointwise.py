@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import reference
+from monarch_sciml.kernels.native import memory
 from monarch_sciml.kernels.native.build import call
 
 __all__ = ["pointwise_layer"]
@@ -30,14 +31,14 @@ def _pointwise(
     g: Tensor | None,
     activated: bool,
 ) -> Tensor:
-    y = x.new_empty(x.shape[0], W2.shape[0], x.shape[2])
+    y = memory.empty((x.shape[0], W2.shape[0], x.shape[2]), x)
     call("pointwise_forward", _sizes(x, W1, W2, activated), x, s, W, W1, b1, W2, b2, g, y)
     return y
 
 
 @_pointwise.register_fake
 def _(x, s, W, W1, b1, W2, b2, g, activated):
-    return x.new_empty(x.shape[0], W2.shape[0], x.shape[2])
+    return memory.empty((x.shape[0], W2.shape[0], x.shape[2]), x)
 
 
 @torch.library.custom_op("monarch_sciml::pointwise_backward", mutates_args=(), device_types="cpu")
@@ -69,7 +70,7 @@ def _gradients(x: Tensor, operands: tuple[Tensor | None, ...], needs: list[bool]
     """Memory for the gradients, empty where none is needed; those of weights are summed up."""
     grads = []
     for i, (t, need) in enumerate(zip(operands, needs, strict=True)):
-        make = torch.empty_like if i < 2 else torch.zeros_like  # x and s are written
+        make = memory.empty_like if i < 2 else torch.zeros_like  # x and s are written
         grads.append(make(t) if need and t is not None else x.new_empty(0))
     return grads
 

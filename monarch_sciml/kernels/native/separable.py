@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import separable
+from monarch_sciml.kernels.native import memory
 from monarch_sciml.kernels.native.build import call
 
 __all__ = ["separable_multiply"]
@@ -19,7 +20,7 @@ def _separable(
 ) -> Tensor:
     """x (..., C, H, W, 2) → the same, or (..., H, W, 2) if combined by maps like x."""
     *batch, C, H, W, _ = x.shape
-    y = torch.empty_like(x) if maps is None else x.new_zeros(*batch, H, W, 2)
+    y = memory.empty_like(x) if maps is None else x.new_zeros(*batch, H, W, 2)
     factors = (Ly, Ry, Lx, Rx)
     groups = (
         [(x, None, y)]
@@ -45,7 +46,7 @@ def _backward(
     """Gradients of x (…, H, W, 2), empty unless ``image``, and of the factors, from that of X like x."""
     *_, H, W, _ = x.shape
     factors = (Ly, Ry, Lx, Rx)
-    gx = torch.empty_like(x) if image else x.new_empty(0)
+    gx = memory.empty_like(x) if image else x.new_empty(0)
     grads = [torch.zeros_like(f) for f in factors]
     count = x.numel() // (2 * H * W)
     sizes = (count, H, W, torch.get_num_threads(), adjoint, *map(len, factors))
@@ -55,7 +56,7 @@ def _backward(
 
 @_backward.register_fake
 def _(x, g, Ly, Ry, Lx, Rx, adjoint, image):
-    gx = torch.empty_like(x) if image else x.new_empty(0)
+    gx = memory.empty_like(x) if image else x.new_empty(0)
     return [gx, *(torch.empty_like(f) for f in (Ly, Ry, Lx, Rx))]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import gemm
+from monarch_sciml.kernels.native import memory
 from monarch_sciml.kernels.native.build import call, library
 
 __all__ = ["spectral_convolution"]
@@ -30,15 +31,15 @@ def _lanes(C: int) -> int:
 
 
 def _output(x: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[3], Es.shape[1], Ws.shape[0])
+    return memory.empty((x.shape[0], weight.shape[3], Es.shape[1], Ws.shape[0]), x)
 
 
 def _workspace(x: Tensor, weight: Tensor, strips: bool) -> list[Tensor]:
     """The input with one axis transformed, if ``strips``, and the modes before and after mixing."""
     B, _, H, _ = x.shape
     mh, mw, Ci, Co, _ = weight.shape
-    modes = [x.new_empty(mh * mw * B * 2 * _lanes(C)) for C in (Ci, Co)]
-    return [x.new_empty(B * _lanes(Ci) * H * 2 * mw * strips), *modes]
+    modes = [memory.empty((mh * mw * B * 2 * _lanes(C),), x) for C in (Ci, Co)]
+    return [memory.empty((B * _lanes(Ci) * H * 2 * mw * strips,), x), *modes]
 
 
 @torch.library.custom_op("monarch_sciml::spectral", mutates_args=(), device_types="cpu")
@@ -78,7 +79,7 @@ def _backward(
     needs: list[bool],
 ) -> list[Tensor]:
     grads = _gradients(x, Wa, Ea, weight, Es, Ws, needs)
-    scratch = torch.empty_like(max(Z, Y, key=torch.numel))
+    scratch = memory.empty_like(max(Z, Y, key=torch.numel))
     operands = (grad, x, Wa, Ea, weight, Es, Ws, T, Z, Y, scratch, *grads)
     call("spectral_backward", _sizes(x, weight, Es, Ws), *operands)
     return grads
@@ -96,7 +97,7 @@ def _gradients(
     written, bias = (x, weight), x.new_empty(weight.shape[3])
     grads = []
     for t, need in zip((x, Wa, Ea, weight, Es, Ws, bias), needs, strict=True):
-        make = torch.empty_like if any(t is w for w in written) else torch.zeros_like
+        make = memory.empty_like if any(t is w for w in written) else torch.zeros_like
         grads.append(make(t) if need else t.new_empty(0))
     return grads
 
