@@ -54,7 +54,7 @@ quality: .venv/installed
 
 # the paper's Navier–Stokes table: five models, three viscosities, two protocols; about three hours, resumable
 paper-pde: .venv/installed
-	$(BIN)/python benchmarks/paper_pde/table.py --workers $(THREADS)
+	$(BIN)/python benchmarks/paper_pde/table.py --workers $(THREADS) --hours 3
 
 # which transforms learn, on which problems it helps, and when; INPUTS adds neuraloperator's mini files; three hours
 ablation: .venv/installed

@@ -1,9 +1,8 @@
 """What is trained for the paper's Navier–Stokes table: models, viscosities, protocols, seeds; two scales."""
 
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from monarch_sciml.pde import GenerateConfig, TrainConfig, generate
 from monarch_sciml.pde.models import NAMES, Kind
@@ -29,7 +28,8 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = (0, 1, 2)
 BOTH: tuple[Kind, ...] = ("fno", "fno-monarch")
-RATE = 3.0  # of the spectral weights, relative to the rest, in the table of rates
+# in the table of rates, relative to the rest: of spectral weights, and of transforms that learn beside them
+RATE, GENTLE = 3.0, 0.3
 # published are 54, 41 and 42; here a training of any model takes one to four minutes
 # sized for the time of a training, not for the number of parameters
 CONVOLUTIONAL = {"unet": 8, "tf-net": 8, "resnet": 16}
@@ -76,10 +76,10 @@ class Scale:
     epochs: dict[str, int]
     """For each protocol, as ``batch``."""
     batch: dict[str, int]
-    seeds: dict[str, int]
-    """Of the convolutional networks for each protocol, and of the tables of time, data and modes."""
     n_trains: tuple[int, ...]
     """Of the table of data efficiency, with as many steps as ``n_train`` has."""
+    in_its_time: dict[str, float]
+    """Epochs of FNO-Monarch in the time that the FNO takes for one, as measured; 1 where nobody has."""
     many_modes: tuple[int, ...]
     fine: int
     """Points of the finest grid of what lies beyond the training, twice those of the training."""
@@ -99,8 +99,8 @@ SCALES = {
         width={"fno": 16, "fno-monarch": 16} | CONVOLUTIONAL,
         epochs={"A": 20, "B": 20},
         batch={"A": 4, "B": 20},  # steps count more than their size where there are few: 500 and 1900
-        seeds={"A": 1, "B": 3, "time": 1, "data": 1, "modes": 1},  # where most of the time would go
         n_trains=(50, 200, 500),
+        in_its_time={"A": 1.4, "B": 1.75},
         many_modes=(8, 24),
         fine=64,
         long=50,
@@ -116,8 +116,8 @@ SCALES = {
         width={"fno": 20, "fno-monarch": 20, "unet": 54, "tf-net": 41, "resnet": 42},
         epochs={"A": 500, "B": 500},
         batch={"A": 20, "B": 20},
-        seeds={"A": 3, "B": 3, "time": 3, "data": 3, "modes": 3},
         n_trains=(50, 100, 200, 500),
+        in_its_time={"A": 1.0, "B": 1.0},
         many_modes=(16, 32),
         fine=128,
         long=100,
@@ -139,14 +139,16 @@ class Case:
     every: int | None = None
     """Of the stored grid points one in so many, if not as in ``Scale``."""
     spectral_rate: float = 1.0
-    longer: int = 1
+    transform_rate: float = 1.0
+    longer: float = 1
     """So many times the epochs."""
 
     def __str__(self) -> str:
         name = f"{self.model}-{self.viscosity}-{self.protocol}-n{self.n_train}-m{self.modes}-s{self.seed}"
         name += "" if self.every is None else f"-every{self.every}"
         name += "" if self.spectral_rate == 1 else f"-spectral{self.spectral_rate:g}"
-        return name if self.longer == 1 else f"{name}-longer{self.longer}"
+        name += "" if self.transform_rate == 1 else f"-transform{self.transform_rate:g}"
+        return name if self.longer == 1 else f"{name}-longer{self.longer:g}"
 
 
 Tables = dict[str, list[list[Case]]]  # rows of every table, a case for each seed
@@ -155,36 +157,45 @@ Tables = dict[str, list[list[Case]]]  # rows of every table, a case for each see
 def tables(scale: Scale) -> Tables:
     """Every table with its rows; a training may be in several."""
 
-    def row(model: Kind, viscosity: str, protocol: str, seeds: int = 3, **changes: Any) -> list[Case]:
+    def row(model: Kind, viscosity: str, protocol: str, **changes: Any) -> list[Case]:
         base: dict[str, Any] = {"n_train": scale.n_train, "modes": scale.modes, **changes}
-        n = seeds if model in BOTH else min(seeds, scale.seeds[protocol])
-        return [Case(model, viscosity, protocol, seed, **base) for seed in SEEDS[:n]]
+        return [Case(model, viscosity, protocol, seed, **base) for seed in SEEDS]
 
-    twice = {"spectral_rate": RATE, "longer": 2}
-    every = list(itertools.product(SOLVERS, get_args(Kind)))
+    def operators(viscosity: str, protocol: str, rate: float = 1, longer: float = 1) -> list[list[Case]]:
+        """FNO and FNO-Monarch after as many epochs, and FNO-Monarch after as much time."""
+        base: dict[str, Any] = {"spectral_rate": rate, "longer": longer}
+        rows = [row(model, viscosity, protocol, **base) for model in BOTH]
+        if rate != 1:
+            base["transform_rate"] = GENTLE
+            rows.append(row("fno-monarch", viscosity, protocol, **base))
+        if scale.in_its_time[protocol] != 1:
+            base["longer"] *= scale.in_its_time[protocol]
+            rows.append(row("fno-monarch", viscosity, protocol, **base))
+        return rows
+
+    def others(viscosity: str, protocol: str, *models: Kind) -> list[list[Case]]:
+        return [row(model, viscosity, protocol) for model in models]
+
+    def everyone(protocol: str) -> list[list[Case]]:
+        networks = "unet", "tf-net", "resnet"
+        return [r for v in SOLVERS for r in operators(v, protocol) + others(v, protocol, *networks)]
+
     return {
-        "protocol-B": [row(model, viscosity, "B") for viscosity, model in every],
+        "protocol-B": everyone("B"),
         # most of what an FNO lacks in protocol B is a higher learning rate there
-        "rates": [row(model, viscosity, "B", spectral_rate=RATE) for viscosity in SOLVERS for model in BOTH],
-        # about as long as the best of the others takes, which stands beside them
-        "time": [
-            row(model, viscosity, "B", scale.seeds["time"], **changes)
-            for viscosity in SOLVERS
-            for model, changes in {**dict.fromkeys(BOTH, twice), "tf-net": {}}.items()
-        ],
+        "rates": [r for v in SOLVERS for r in operators(v, "B", RATE)],
+        # at least as long as the best of the others takes, which stands beside them
+        "time": [r for v in SOLVERS for r in operators(v, "B", RATE, 2) + others(v, "B", "tf-net")],
         "data": [
-            row(model, "1e-3", "B", scale.seeds["data"], n_train=n, spectral_rate=RATE)
-            for n in scale.n_trains
-            for model in BOTH
+            row(model, "1e-3", "B", n_train=n, spectral_rate=RATE) for n in scale.n_trains for model in BOTH
         ],
         "modes": [
-            row(model, "1e-3", "B", scale.seeds["modes"], modes=m, spectral_rate=RATE)
-            for m in scale.many_modes
-            for model in BOTH
+            row(model, "1e-3", "B", modes=m, spectral_rate=RATE) for m in scale.many_modes for model in BOTH
         ],
         # 32 × 32 points do not hold what happens at the lowest viscosity
         "grid": [row(model, "1e-5", "B", every=1) for model in BOTH] if scale.every > 1 else [],
-        "protocol-A": [row(model, viscosity, "A") for viscosity, model in every],
+        "protocol-A": everyone("A"),
+        "rates-A": [r for v in SOLVERS for r in operators(v, "A", RATE)],
     }
 
 
@@ -215,8 +226,9 @@ def configuration(case: Case, name: str) -> TrainConfig:
         frames=scale.frames[case.viscosity],
         every=case.every or scale.every,
         batch=scale.batch[case.protocol],
-        epochs=max(1, case.longer * scale.epochs[case.protocol] * scale.n_train // case.n_train),
+        epochs=max(1, int(case.longer * scale.epochs[case.protocol]) * scale.n_train // case.n_train),
         spectral_rate=case.spectral_rate,
+        transform_rate=case.transform_rate,
         seed=case.seed,
         resume=True,
         quiet=True,

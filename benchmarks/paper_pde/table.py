@@ -12,7 +12,7 @@ at held-out trajectories, those at ν = 1e-3 in ``benchmarks/transforms``. ``sma
 is the original protocol, for a GPU.
 
 Resumable: data and trainings are reused where they are complete. ``--hours`` begins no training after that
-time; ``--keep`` takes what it does not train from the last report, of whatever machine. Every start writes
+time; ``--keep`` trains only what the last report lacks, of whatever machine that was. Every start writes
 ``benchmarks/results/paper_pde_<scale>.{md,json,png}`` with what there is.
 """
 
@@ -50,16 +50,15 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=tables(SCALES["small"]), help="only these")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time (default: 2)")
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no training after so long")
-    parser.add_argument("--keep", action="store_true", help="keep rows of the last report that are missing")
+    parser.add_argument("--keep", action="store_true", help="train only what the last report lacks")
     options = parser.parse_args()
     scale, stop = SCALES[options.scale], time.time() + 3600 * options.hours
     chosen = tables(scale)
     wanted = [rows for name, rows in chosen.items() if name in (options.tables or chosen)]
     # seed by seed, so that a part of it is a whole table; neighbours run at the same time
-    cases = list(
-        dict.fromkeys(case for seed in SEEDS for rows in wanted for row in rows for case in row[seed:][:1])
-    )
     before = kept(options.scale) if options.keep else {}
+    every = (case for seed in SEEDS for rows in wanted for row in rows for case in row[seed:][:1])
+    cases = [case for case in dict.fromkeys(every) if case not in before]
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(data, SOLVERS, itertools.repeat(scale)))
         found = pool.map(run, [(case, options.scale, stop) for case in cases])

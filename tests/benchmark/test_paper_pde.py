@@ -33,6 +33,7 @@ def paper(tmp_path, monkeypatch):
         width=dict.fromkeys(get_args(Kind), 4),
         epochs={"A": 1, "B": 1},
         batch={"A": 2, "B": 2},
+        in_its_time={"A": 1.0, "B": 1.0},
         long=14,
     )
     monkeypatch.setitem(script.cases.SCALES, "tiny", tiny)
@@ -50,27 +51,32 @@ def test_every_model_viscosity_and_seed_is_there(paper):
         tables = paper.cases.tables(scale)
         for protocol in "AB":
             cases = {case for row in tables[f"protocol-{protocol}"] for case in row}
-            assert len(cases) == 3 * (2 * 3 + 3 * scale.seeds[protocol])
+            longer = scale.in_its_time[protocol] != 1  # FNO-Monarch, for as long as the FNO takes
+            assert len(cases) == 3 * 3 * (5 + longer)
             assert {case.seed for case in cases} == {0, 1, 2}
             assert {(c.model, c.viscosity, c.protocol) for c in cases} == {
                 (model, viscosity, protocol) for model in get_args(Kind) for viscosity in paper.cases.SOLVERS
             }
         for name in ("data", "modes", "rates", *(["grid"] if scale.every > 1 else [])):
             assert {case.model for row in tables[name] for case in row} == {"fno", "fno-monarch"}
-        twice = [case for row in tables["time"] for case in row]
-        assert {case.longer for case in twice if case.model == "tf-net"} == {1}
-        assert {case.longer for case in twice if case.model != "tf-net"} == {2}
+        assert all(len(row) == 3 for rows in tables.values() for row in rows)
+        epochs = {
+            model: {c.longer for row in tables["time"] for c in row if c.model == model} for model in NAMES
+        }
+        assert (epochs["tf-net"], epochs["fno"]) == ({1}, {2})
+        assert epochs["fno-monarch"] == {2, 2 * scale.in_its_time["B"]}
     assert paper.cases.PUBLISHED.keys() == {(m, v) for m in get_args(Kind) for v in paper.cases.SOLVERS}
 
 
 def test_a_row_is_compared_with_the_fno_of_its_table(paper):
-    for rows in paper.cases.tables(paper.cases.SCALES["small"]).values():
+    scale = paper.cases.SCALES["small"]
+    for rows in paper.cases.tables(scale).values():
         for case in (case for row in rows for case in row):
             fno = paper.report.fno_beside(case, rows)
             assert any(fno in row for row in rows)
             assert fno.model == "fno"
             assert (fno.viscosity, fno.seed, fno.modes) == (case.viscosity, case.seed, case.modes)
-            assert case.model == "tf-net" or fno.longer == case.longer
+            assert case.model == "tf-net" or case.longer / fno.longer in (1, scale.in_its_time[case.protocol])
 
 
 def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
@@ -87,7 +93,7 @@ def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
     runs = {c: paper.report.Run(r, None, paper.report.curve("tiny", c)) for c, r in results.items()}
     paper.report.report("tiny", chosen, runs, 1)
     text = (tmp_path / "paper_pde_tiny.md").read_text()
-    assert "10 of 72 trainings are done" in text
+    assert "10 of 90 trainings are done" in text
     for protocol, tail in (("A", " 0.017 |"), ("B", "  |")):
         part = text.split(f"## Protocol {protocol}")[1].split("##")[0]
         rows = [line for line in part.splitlines() if line.startswith("| 1e-3")]
@@ -140,6 +146,9 @@ def test_twice_the_epochs_are_another_training(paper):
     short = paper.cases.tables(paper.cases.SCALES["small"])["rates"][0][0]
     long = paper.cases.tables(paper.cases.SCALES["small"])["time"][0][0]
     assert long == replace(short, longer=2)
+    third = [case for row in paper.cases.tables(paper.cases.SCALES["small"])["time"] for case in row][9]
+    assert str(third) == "fno-monarch-1e-3-B-n100-m16-s0-spectral3-transform0.3-longer3.5"
+    assert paper.cases.configuration(third, "small").epochs == 70
     first, second = (paper.cases.configuration(case, "small") for case in (short, long))
     assert second == replace(first, epochs=2 * first.epochs, out=second.out)
     assert first.out != second.out
@@ -151,4 +160,3 @@ def test_as_many_steps_with_other_numbers_of_trajectories(paper):
         for row in paper.cases.tables(scale)["data"]:
             config = paper.cases.configuration(row[0], name)
             assert config.epochs * config.n_train == scale.epochs["B"] * scale.n_train
-        assert {len(row) for row in paper.cases.tables(scale)["data"]} == {scale.seeds["data"]}
