@@ -20,8 +20,10 @@ __all__ = [
     "Backend",
     "check_factors",
     "has_fast_pointwise_layer",
+    "has_fast_sense_normal",
     "monarch_multiply",
     "pointwise_layer",
+    "sense_normal",
     "separable_multiply",
     "spectral_convolution",
     "transform_planes",
@@ -231,6 +233,44 @@ def separable_multiply(
     if x.dtype == torch.complex64 and x.device.type == "cpu" and native.available():
         return native.separable_multiply(x, factors, adjoint, maps)
     return separable.separable_multiply(x, factors, adjoint, maps)
+
+
+def has_fast_sense_normal(*operands: Tensor) -> bool:
+    """Whether ``sense_normal`` of them runs in C++: complex64 on a CPU, gradients of x alone."""
+    given = operands[1:] if torch.is_grad_enabled() else ()
+    return (
+        all(t.dtype == torch.complex64 and t.device.type == "cpu" for t in operands)
+        and not any(t.requires_grad for t in given)
+        and native.available()
+    )
+
+
+def sense_normal(x: Tensor, maps: Tensor, R: Tensor, G: Tensor) -> Tensor:
+    """``y = Σ_c S̄_c Rᴴ G R (S_c x)`` along the rows of images: AᴴA of parallel imaging, sampled by columns.
+
+    For a transform of the rows W = L P R, a Monarch matrix with the factors of ``separable_multiply``, and
+    weights ω ≥ 0 of the columns, ``Wᴴ diag(ω) W = Rᴴ G R`` with the blocks ``G[c] = L[c]ᴴ diag(ω[ℓ·p + c])
+    L[c]``: three products in place of four, whatever is sampled. ``x`` (B, H, W), W = p·q, ``maps`` S (B or
+    1, C, H, W), ``R`` (q, p, p), ``G`` (B or 1, p, q, q), complex; returns (B, H, W). Costs 8·C·H·W·(2p + q)
+    real operations a slice. Raises ``InputError`` when the operands do not fit.
+    """
+    q, p = R.shape[:2]
+    B, H, W = x.shape if x.ndim == 3 else (0, 0, 0)
+    if (
+        R.shape != (q, p, p)
+        or G.shape[1:] != (p, q, q)
+        or p * q != W
+        or maps.ndim != 4
+        or maps.shape[2:] != (H, W)
+        or not {len(maps), len(G)} <= {1, B}
+    ):
+        raise InputError(
+            "x (B, H, p·q), maps (B or 1, C, H, p·q), R (q, p, p), G (B or 1, p, q, q)",
+            ", ".join(str(tuple(t.shape)) for t in (x, maps, R, G)),
+            "fold every slice into B",
+        )
+    path = native if has_fast_sense_normal(x, maps, R, G) else reference
+    return path.sense_normal(x, maps, R, G)
 
 
 def has_fast_pointwise_layer(x: Tensor, width: int) -> bool:

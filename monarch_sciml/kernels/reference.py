@@ -9,6 +9,7 @@ __all__ = [
     "monarch_dense",
     "monarch_multiply",
     "pointwise_layer",
+    "sense_normal",
     "spectral_convolution",
     "transform_planes",
 ]
@@ -98,3 +99,19 @@ def pointwise_layer(
     a = torch.nn.functional.gelu(torch.einsum("oi,bin->bon", W1, h) + b1[:, None])
     y = torch.einsum("oi,bin->bon", W2, a) + b2[:, None]
     return gelu(y if g is None else y + g[:, None] * x)
+
+
+def sense_normal(x: Tensor, maps: Tensor, R: Tensor, G: Tensor) -> Tensor:
+    """``y = Σ_c S̄_c Rᴴ G R (S_c x)`` along the rows of images, R and G block-diagonal.
+
+    AᴴA of parallel imaging where k-space is weighted column by column and the transform of the rows is a
+    Monarch matrix: Wᴴ Ω W = Rᴴ (Lᴴ Ω L) R, and what is in brackets has the blocks of L. ``x`` (B, H, W), W =
+    p·q, ``maps`` (B or 1, C, H, W), ``R`` (q, p, p), ``G`` (B or 1, p, q, q), R[j₂, c, j₁] and G[c, ·, j₂] as
+    in ``transform_planes``, complex; returns (B, H, W).
+    """
+    (q, p), B = R.shape[:2], len(x)
+    u = (maps * x[:, None]).unflatten(-1, (p, q))
+    z = torch.einsum("jck,bnhkj->bnhcj", R, u)
+    z = torch.einsum("bcij,bnhcj->bnhci", G.expand(B, -1, -1, -1), z)
+    v = torch.einsum("jck,bnhcj->bnhkj", R.conj(), z).flatten(-2)
+    return (maps.conj() * v).sum(1)

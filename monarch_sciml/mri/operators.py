@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg import FourierTransform, LinearOperator
+from monarch_sciml.kernels import has_fast_sense_normal, sense_normal
+from monarch_sciml.linalg import FourierTransform, LinearOperator, fourier_factors
 from monarch_sciml.mri.inputs import Array, as_tensor
 
 __all__ = ["Sampling", "Sensitivity", "conjugate_gradients", "encoding", "normalise"]
+
+MOST = 100  # terms of the three products, beyond which an FFT of the rows is as quick
 
 
 class Sensitivity(LinearOperator):
@@ -144,7 +147,9 @@ class _Normal(LinearOperator):
     """``AᴴA x = Σ_c S̄_c F⁻¹ Ω F S_c x`` the short way.
 
     Where Ω is diagonal the phases of centring cancel between F and F⁻¹, so the bare FFT serves, with the mask
-    moved to its corner; under a mask of whole columns the transform along them cancels too.
+    moved to its corner; under a mask of whole columns the transform along them cancels too. What is left then
+    is a Monarch matrix, weights and its adjoint, three block-diagonal products (``kernels.sense_normal``),
+    where that is as fast: its gradient is the same again, and keeps nothing.
     """
 
     def __init__(self, maps: Tensor, pattern: Tensor):
@@ -152,6 +157,7 @@ class _Normal(LinearOperator):
         self.maps = maps
         self.axes = (-1,) if pattern.shape[-2] == 1 else (-2, -1)
         self.skipped = ~torch.fft.ifftshift(pattern, dim=self.axes)
+        self.blocks = _column_blocks(~self.skipped) if len(self.axes) == 1 else None
 
     @property
     def H(self) -> LinearOperator:
@@ -159,6 +165,8 @@ class _Normal(LinearOperator):
 
     def __call__(self, x: Array) -> Tensor:
         x = _image(x, self.maps)
+        if self.blocks and has_fast_sense_normal(x, self.maps, *self.blocks):
+            return self._by_blocks(x, *self.blocks)
         if torch.is_grad_enabled() and (x.requires_grad or self.maps.requires_grad):
             coils = self._filter(self.maps * x.unsqueeze(-3), self.skipped.unsqueeze(-3))
             return (self.maps.conj() * coils).sum(-3)
@@ -169,8 +177,31 @@ class _Normal(LinearOperator):
             total += part
         return total
 
+    def _by_blocks(self, x: Tensor, R: Tensor, G: Tensor) -> Tensor:
+        leading = torch.broadcast_shapes(x.shape[:-2], self.maps.shape[:-3])
+
+        def folded(t: Tensor, d: int) -> Tensor:
+            if t.shape[:-d].numel() > 1 or d == 2:
+                t = t.expand(*leading, *t.shape[-d:])
+            return t.reshape(-1, *t.shape[-d:])
+
+        y = sense_normal(folded(x, 2), folded(self.maps, 3), R, folded(G, 3))
+        return y.view(*leading, *self.domain)
+
     def _filter(self, x: Tensor, skipped: Tensor) -> Tensor:
         return torch.fft.ifftn(torch.fft.fftn(x, dim=self.axes).masked_fill(skipped, 0), dim=self.axes)
+
+
+def _column_blocks(pattern: Tensor) -> tuple[Tensor, Tensor] | None:
+    """R and G (..., p, q, q) of ``sense_normal`` for a pattern (..., 1, W); None where FFTs are quicker."""
+    W = pattern.shape[-1]
+    L, R = fourier_factors(W, W, 0)
+    p, q = len(L), len(R)
+    if 2 * p + q > MOST:
+        return None
+    L, R = L.to(pattern.device), R.to(pattern.device)
+    weights = pattern[..., 0, :].unflatten(-1, (q, p)).mT.unsqueeze(-1)  # (..., c, ℓ, 1) of column ℓ·p + c
+    return R.to(torch.complex64), (L.mH @ (weights * L)).to(torch.complex64)
 
 
 def _parts(maps: Array, pattern: Array) -> tuple[Sensitivity, Sampling]:

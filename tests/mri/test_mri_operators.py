@@ -6,7 +6,7 @@ from laws import assert_adjoint, assert_linear, relative_error
 
 from monarch_sciml import LearnedFourier
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import monarch_dense
+from monarch_sciml.kernels import monarch_dense, native
 from monarch_sciml.linalg import FourierTransform, SeparableTransform
 from monarch_sciml.mri.operators import Sampling, Sensitivity, conjugate_gradients, encoding, normalise
 
@@ -230,3 +230,33 @@ def test_the_normal_operator_of_a_batch_with_and_without_gradients(kind):
     )
     for g, e in zip(found, expected, strict=True):
         assert relative_error(g, e) < 1e-12
+
+
+@pytest.mark.skipif(not native.available(), reason="there is no C++ compiler")
+@pytest.mark.parametrize(
+    ("leading", "of_maps", "of_masks"),
+    [((), (), ()), ((2, 3), (), ()), ((2,), (2,), ()), ((2,), (2,), (2,)), ((2, 1), (2, 3), (3,))],
+)
+@pytest.mark.parametrize("grid", [(6, 12), (5, 35), (1, 13)])
+def test_the_short_way_of_columns_is_three_products(grid, leading, of_maps, of_masks, monkeypatch):
+    """In single precision, whatever has a batch; the gradient too, and no FFT."""
+    S = maps(*of_maps, 3, *grid).to(torch.complex64)
+    masks = torch.rand(*of_masks, 1, grid[1]) < 0.4
+    A = encoding(S, masks)
+    x = torch.randn(*leading, *grid, dtype=torch.complex64).requires_grad_()
+    expected = A.H(A(x))
+    monkeypatch.setattr(torch.fft, "fftn", None)
+    found = A.gram(x)
+    assert found.shape == expected.shape
+    assert relative_error(found.detach(), expected.detach()) < 1e-6
+    upstream = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, x, upstream)[0] for y in (found, expected)]
+    assert relative_error(*gradients) < 1e-6
+
+
+def test_rows_of_a_long_prime_take_the_fft():
+    S = maps(2, 3, 211).to(torch.complex64)
+    A = encoding(S, torch.rand(1, 211) < 0.4)
+    x = torch.randn(3, 211, dtype=torch.complex64)
+    assert A.gram.blocks is None
+    assert relative_error(A.gram(x), A.H(A(x))) < 1e-6

@@ -254,6 +254,10 @@ void load_rows(const float* x, size W, size h, size count, float* panel) {
             const size rows = count - r < LANES ? count - r : LANES, columns = W - w < LANES ? W - w : LANES;
             for (size i = 0; i < rows; i++) {
                 const float* from = x + 2 * ((h + r + i) * W + w);
+                if (r + LANES + i < count) {  // LANES rows on: too far for the hardware to see
+                    __builtin_prefetch(from + 2 * LANES * W);
+                    __builtin_prefetch(from + 2 * LANES * W + LANES);
+                }
                 float rest[2 * LANES] = {};
                 if (columns < LANES) from = static_cast<float*>(memcpy(rest, from, 2 * columns * sizeof(float)));
                 vec a, b;
