@@ -1,7 +1,5 @@
 // Panels of an image, PANEL columns wide, lie as (part, row, column): the real and imaginary planes. A factor is
-// block-diagonal on rows that are a stride apart. Complex products take three real ones, as Gauss found: with
-// P = Mr xr, Q = Mi xi and S = (Mr + Mi) (xr + xi) it is P − Q and S − P − Q. Panels are transposed for the second
-// axis and on the way out.
+// block-diagonal on rows that are a stride apart. Panels are transposed for the second axis and on the way out.
 
 #pragma once
 
@@ -54,61 +52,12 @@ struct Axis {
           second(adjoint ? factor(R, q, p, true, 1, q, 1, q) : factor(L, p, q, false, q, 1, 1, p)) {}
 };
 
-constexpr int TALL = 4, WIDE = LANES == 8 ? 1 : 2;  // rows and vectors of a tile: 3 · 4 · 2 sums in registers
-
-// R rows of M times V vectors of x, whose rows are `step` and whose parts are `part` apart
-template <int R, int V>
-void complex_tile(size order, const float* M, const float* x, size step, size part, float* y, size step_out) {
-    vec P[R][V]{}, Q[R][V]{}, S[R][V]{};
-    for (size k = 0; k < order; k++, M += 3, x += step) {
-        vec re[V], im[V], both[V];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) {
-            re[v] = keep(load(x + v * LANES));
-            im[v] = keep(load(x + part + v * LANES));
-            both[v] = keep(re[v] + im[v]);
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const float* m = M + r * order * 3;
-#pragma GCC unroll 2
-            for (int v = 0; v < V; v++) {
-                P[r][v] += m[0] * re[v];
-                Q[r][v] += m[1] * im[v];
-                S[r][v] += m[2] * both[v];
-            }
-        }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) {
-            store(y + r * step_out + v * LANES, P[r][v] - Q[r][v]);
-            store(y + r * step_out + part + v * LANES, S[r][v] - P[r][v] - Q[r][v]);
-        }
-}
-
-template <int R>
-void complex_tiles(size order, size vectors, const float* M, const float* x, size step, size part, float* y, size out) {
-    size v = 0;
-    for (; v + WIDE <= vectors; v += WIDE)
-        complex_tile<R, WIDE>(order, M, x + v * LANES, step, part, y + v * LANES, out);
-    for (; v < vectors; v++) complex_tile<R, 1>(order, M, x + v * LANES, step, part, y + v * LANES, out);
-}
-
-void apply(const Factor& f, size n, size vectors, const float* in, float* out) {
-    const size m = f.order, part = n * PANEL, step_in = f.step_in * PANEL, step_out = f.step_out * PANEL;
+void apply(const Factor& f, size n, size vectors, float* in, float* out) {
+    const size m = f.order, part = n * PANEL;
     for (size b = 0; b < f.blocks; b++)
-        for (size i = 0; i < m; i += TALL) {
-            const float *M = &f.entries[(b * m + i) * m * 3], *x = in + b * f.next_in * PANEL;
-            float* y = out + b * f.next_out * PANEL + i * step_out;
-            switch (m - i) {
-                case 1: complex_tiles<1>(m, vectors, M, x, step_in, part, y, step_out); break;
-                case 2: complex_tiles<2>(m, vectors, M, x, step_in, part, y, step_out); break;
-                case 3: complex_tiles<3>(m, vectors, M, x, step_in, part, y, step_out); break;
-                default: complex_tiles<TALL>(m, vectors, M, x, step_in, part, y, step_out);
-            }
-        }
+        complex_multiply(
+            m, m, vectors, &f.entries[b * m * m * 3], {in + b * f.next_in * PANEL, f.step_in * PANEL, part, LANES},
+            {out + b * f.next_out * PANEL, f.step_out * PANEL, part, LANES});
 }
 
 // (a panel as (part, n, column)) → the same after both factors; `other` is a second panel of that size

@@ -3,8 +3,7 @@
 // A group is one sample and LANES of its channels. Analysis: rows of the image are transposed so that channels
 // are innermost, then two products leave the kept modes; x is read once and T = W_x x, a few columns of the image,
 // lies between them. Synthesis is the mirror. Kept for the backward pass are the modes and T; the mirror of T is one
-// product away from modes and computed again. Real and imaginary parts are an index of two ("part"); the complex
-// products run as real ones with [[Er, −Ei], [Ei, Er]].
+// product away from modes and computed again. Real and imaginary parts are an index of two ("part").
 
 #include "stages.h"
 
@@ -26,7 +25,7 @@ void spectral_forward(
     const Spectrum Z{Zdata, s->B, s->Ci, s->mw, s->Ci}, Y{Ydata, s->B, s->Co, s->mw, s->Co};
     fresh(y, s->B * s->Co * s->oH * s->oW);
     if (T) fresh(T, s->B * in.groups() * in.strip());
-    const Buffer Eav = embed(Ea, s->mh, s->H, false), Esv = embed(Es, s->oH, s->mh, false);
+    const Buffer Eav = entries(Ea, s->mh, s->H, false), Esv = entries(Es, s->oH, s->mh, false);
 #pragma omp parallel num_threads(s->threads)
     {
         Buffer scratch(scratch_size(in) > scratch_size(out) ? scratch_size(in) : scratch_size(out));
@@ -88,8 +87,8 @@ void spectral_backward(
     const Spectrum gZ{gYdata, s->B, s->Ci, s->mw, wide}, gY{gYdata, s->B, s->Co, s->mw, wide};
     if (grad_x) fresh(grad_x, s->B * s->Ci * s->H * s->W);
     if (grad_weight) fresh(grad_weight, s->mh * s->mw * s->Ci * s->Co * 2);
-    const Buffer EaT = embed(Ea, s->mh, s->H, true), EsT = embed(Es, s->oH, s->mh, true);
-    const Buffer Esv = embed(Es, s->oH, s->mh, false);
+    const Buffer EaT = entries(Ea, s->mh, s->H, true), EsT = entries(Es, s->oH, s->mh, true);
+    const Buffer Esv = entries(Es, s->oH, s->mh, false);
     const Buffer WaT = transposed(Wa, 2 * s->mw, s->W), WsT = transposed(Ws, s->oW, 2 * s->mw);
 #pragma omp parallel num_threads(s->threads)
     {

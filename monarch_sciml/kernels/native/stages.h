@@ -1,7 +1,7 @@
 // The stages of the spectral convolution, each on one group: a sample and LANES of its channels.
 //
 // An image becomes T (H, part, l, lane) by the last axis' matrix, a few columns of it, and modes (k, part, l, lane) by
-// the other axis'; "part" is real or imaginary, and complex products run as real ones with [[Er, −Ei], [Ei, Er]].
+// the other axis'; "part" is real or imaginary.
 #pragma once
 
 #include "tile.h"
@@ -21,19 +21,14 @@ struct Axes {  // one direction: a real image (C, H, W) ↔ modes (mh, mw)
     size spectrum() const { return mh * columns() * LANES; }       // modes of a group: (k, part, l, lane)
 };
 
-// [[Er, −Ei], [Ei, Er]] with rows (i, part) and columns (j, part), from planes (2, m, n); or its transpose.
-Buffer embed(const float* E, size m, size n, bool transposed) {
-    Buffer out(4 * m * n);
+// Entries (row, column, 3) as ``complex_multiply`` takes them of planes (2, m, n), or of the adjoint.
+Buffer entries(const float* E, size m, size n, bool adjoint) {
+    Buffer out(3 * m * n);
     for (size i = 0; i < m; i++)
         for (size j = 0; j < n; j++) {
-            const float re = E[i * n + j], im = E[(m + i) * n + j];
-            const float entry[2][2] = {{re, -im}, {im, re}};
-            for (int p = 0; p < 2; p++)
-                for (int q = 0; q < 2; q++)
-                    if (transposed)
-                        out[(2 * j + q) * 2 * m + 2 * i + p] = entry[p][q];
-                    else
-                        out[(2 * i + p) * 2 * n + 2 * j + q] = entry[p][q];
+            const float re = E[i * n + j], im = adjoint ? -E[(m + i) * n + j] : E[(m + i) * n + j];
+            float* to = &out[3 * (adjoint ? j * m + i : i * n + j)];
+            to[0] = re, to[1] = im, to[2] = re + im;
         }
     return out;
 }
@@ -119,7 +114,7 @@ void row_gradient(
 // D (m, n, 2, lane) += Σ_l conj-product of g (m, part, l, lane) and x (n, part, l, lane):
 // real part gr·xr + gi·xi, imaginary part gi·xr − gr·xi
 template <int M, int N>
-void complex_tile(size L, const float* g, const float* x, size stride, float* D, size ds) {
+void outer_tile(size L, const float* g, const float* x, size stride, float* D, size ds) {
     vec acc[M][N][2];
 #pragma GCC unroll 8
     for (int i = 0; i < M; i++)
@@ -164,11 +159,11 @@ void complex_gradient(size m, size n, size L, const float* g, const float* x, fl
             const float *gi = g + i * stride, *xj = x + j * stride;
             float* d = D + i * ds + j * 2 * LANES;
             if (m - i >= M && n - j >= N)
-                complex_tile<M, N>(L, gi, xj, stride, d, ds);
+                outer_tile<M, N>(L, gi, xj, stride, d, ds);
             else
                 for (size a = 0; a < M && i + a < m; a++)
                     for (size b = 0; b < N && j + b < n; b++)
-                        complex_tile<1, 1>(L, gi + a * stride, xj + b * stride, stride, d + a * ds + b * 2 * LANES, ds);
+                        outer_tile<1, 1>(L, gi + a * stride, xj + b * stride, stride, d + a * ds + b * 2 * LANES, ds);
         }
 }
 
@@ -181,12 +176,11 @@ struct Spectrum {
     float* at(size b, size group) const { return data + b * 2 * padded(C) + group * LANES; }
 };
 
-// E (2·mh, 2·H) times T (H, part, l, lane) → the modes of a group
-void analyse_columns(const Axes& a, const Buffer& E, const float* T, const Spectrum& Z, float* to) {
-    const size mode = Z.mode(), part = padded(Z.C), mw = a.mw;
-    multiply(
-        2 * a.mh, 2 * a.H, 1, mw, {E.data(), 2 * a.H, 1, 0}, {T, LANES, mw * LANES, 0}, to,
-        [=](size i) { return i / 2 * mw * mode + i % 2 * part; }, mode);
+// E (mh, H) times T (H, part, l, lane) → the modes of a group
+void analyse_columns(const Axes& a, const Buffer& E, float* T, const Spectrum& Z, float* to) {
+    complex_multiply(
+        a.mh, a.H, a.mw, E.data(), {T, 2 * a.mw * LANES, a.mw * LANES, LANES},
+        {to, a.mw * Z.mode(), padded(Z.C), Z.mode()});
 }
 
 // a group's modes, gathered (k, part, l, lane)
@@ -197,11 +191,10 @@ void gather(const Axes& a, const Spectrum& Z, const float* from, float* to) {
                 store(to, load(from + (k * a.mw + l) * Z.mode() + p * padded(Z.C)));
 }
 
-// E (2·H, 2·mh) times modes (k, part, l, lane) → T (H, part, l, lane)
-void synthesise_columns(const Axes& a, const Buffer& E, const float* modes, float* T) {
-    multiply(
-        2 * a.H, 2 * a.mh, 1, a.mw, {E.data(), 2 * a.mh, 1, 0}, {modes, LANES, a.mw * LANES, 0}, T,
-        [=](size i) { return i * a.mw * LANES; }, LANES);
+// E (H, mh) times modes (k, part, l, lane) → T (H, part, l, lane)
+void synthesise_columns(const Axes& a, const Buffer& E, float* modes, float* T) {
+    const size row = 2 * a.mw * LANES, part = a.mw * LANES;
+    complex_multiply(a.H, a.mh, a.mw, E.data(), {modes, row, part, LANES}, {T, row, part, LANES});
 }
 
 // What a thread sums up: gradients of the matrices of both axes.

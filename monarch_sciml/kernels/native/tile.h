@@ -108,6 +108,67 @@ static void multiply(
     }
 }
 
+// Rows of vectors of complex numbers, as the distances of rows, of the imaginary part and of vectors.
+struct Complex {
+    float* data;
+    size row, part, vector;
+};
+
+constexpr int TALL = 4, WIDE = LANES == 8 ? 1 : 2;  // rows and vectors of a tile: 3 · 4 · 2 sums in registers
+
+// R rows of M times V vectors of K rows of x. Complex products take three real ones, as Gauss found: with P = Mr xr,
+// Q = Mi xi and S = (Mr + Mi) (xr + xi) it is P − Q and S − P − Q. M (rows, K, 3) holds Mr, Mi and Mr + Mi.
+template <int R, int V>
+static void complex_tile(size K, const float* M, Complex x, Complex y) {
+    vec P[R][V]{}, Q[R][V]{}, S[R][V]{};
+    const float* from = x.data;
+    for (size k = 0; k < K; k++, M += 3, from += x.row) {
+        vec re[V], im[V], both[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) {
+            re[v] = keep(load(from + v * x.vector));
+            im[v] = keep(load(from + x.part + v * x.vector));
+            both[v] = keep(re[v] + im[v]);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const float* m = M + r * K * 3;
+#pragma GCC unroll 2
+            for (int v = 0; v < V; v++) {
+                P[r][v] += m[0] * re[v];
+                Q[r][v] += m[1] * im[v];
+                S[r][v] += m[2] * both[v];
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) {
+            float* to = y.data + r * y.row + v * y.vector;
+            store(to, P[r][v] - Q[r][v]);
+            store(to + y.part, S[r][v] - P[r][v] - Q[r][v]);
+        }
+}
+
+template <int R>
+static void complex_tiles(size K, size vectors, const float* M, Complex x, Complex y) {
+    size v = 0;
+    for (; v + WIDE <= vectors; v += WIDE, x.data += WIDE * x.vector, y.data += WIDE * y.vector)
+        complex_tile<R, WIDE>(K, M, x, y);
+    for (; v < vectors; v++, x.data += x.vector, y.data += y.vector) complex_tile<R, 1>(K, M, x, y);
+}
+
+// y = M x for M (rows, K, 3)
+static void complex_multiply(size rows, size K, size vectors, const float* M, Complex x, Complex y) {
+    for (size i = 0; i < rows; i += TALL, M += TALL * K * 3, y.data += TALL * y.row) switch (rows - i) {
+            case 1: complex_tiles<1>(K, vectors, M, x, y); break;
+            case 2: complex_tiles<2>(K, vectors, M, x, y); break;
+            case 3: complex_tiles<3>(K, vectors, M, x, y); break;
+            default: complex_tiles<TALL>(K, vectors, M, x, y);
+        }
+}
+
 // Transpose LANES vectors in registers: log₂ LANES rounds of exchanging blocks between pairs of rows.
 template <int D, size_t... J>
 static inline void swap_blocks(vec& a, vec& b, std::index_sequence<J...>) {
