@@ -75,14 +75,30 @@ def transform(grid: tuple[int, int], coils: int, device: str, *, backward: bool 
 
 
 def normal(grid: tuple[int, int], coils: int, device: str) -> Iterator[Case]:
-    """``AᴴA`` with every fourth column or so: sampling, transform and coils in turn against one operator."""
+    """``AᴴA`` with every fourth column or so: sampling, transform and coils in turn against one operator.
+
+    Then with the gradient of the image, as networks that unroll conjugate gradients take it.
+    """
     torch.manual_seed(0)
     maps = torch.randn(coils, *grid, dtype=torch.complex64, device=device)
     maps = maps / torch.linalg.vector_norm(maps, dim=0)
     A = encoding(maps, draw_mask(MaskConfig("random"), grid, 0).pattern.to(device))
-    x, gram, adjoint = torch.randn(grid, dtype=torch.complex64, device=device), A.gram, A.H
+    x, upstream = torch.randn(2, *grid, dtype=torch.complex64, device=device)
+    gram, adjoint = A.gram, A.H
+    leaf = x.clone().requires_grad_()
+
+    def both(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        y = function(leaf)
+        return [y, *torch.autograd.grad(y, leaf, upstream)]
+
+    name = f"SENSE normal operator {grid[0]} × {grid[1]}, {coils} coils, 4× columns"
     contenders = [
         Contender("ours, gram", lambda: gram(x)),
         Contender("AᴴA in turn, FFT", lambda: adjoint(A(x)), peer=True),
     ]
-    yield Case(f"SENSE normal operator {grid[0]} × {grid[1]}, {coils} coils, 4× columns", contenders)
+    yield Case(name, contenders)
+    contenders = [
+        Contender("ours, gram", lambda: both(gram)),
+        Contender("AᴴA in turn, FFT", lambda: both(lambda x: adjoint(A(x))), peer=True),
+    ]
+    yield Case(f"{name}, forward + backward", contenders)
