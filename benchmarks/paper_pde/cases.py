@@ -9,6 +9,7 @@ from monarch_sciml.pde.models import NAMES, Kind
 
 __all__ = [
     "BOTH",
+    "GENTLE",
     "NAMES",
     "PUBLISHED",
     "RATE",

@@ -13,7 +13,7 @@ import torch
 from monarch_sciml.pde.models import NAMES, Kind
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "paper_pde"
-SCRIPTS = ("table", "cases", "beyond", "report")
+SCRIPTS = ("table", "cases", "beyond", "steps", "report")
 
 
 @pytest.fixture
@@ -112,7 +112,33 @@ def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):
     assert before[first] == replace(runs[first], result=before[first].result)
     paper.report.report("tiny", chosen, {**before, first: runs[first]}, 1, trained_here=1)
     again = (tmp_path / "paper_pde_tiny.md").read_text()
-    assert again.replace(", 9 of them earlier", "") == text != again
+    assert "9 of them earlier" in again
+    # only seconds are measured anew
+    assert [row[9:] for row in cells(again)] == [row[9:] for row in cells(text)]
+    assert all(float(row[8]) >= 0 for row in cells(again))
+
+
+def cells(text):
+    """Of the rows of all tables but the last."""
+    lines = text.split("## Beyond")[0].splitlines()
+    return [line.split(" | ") for line in lines if line.startswith("| 1e-")]
+
+
+def test_seconds_are_steps_times_that_of_one(paper):
+    scale = paper.cases.SCALES["tiny"]
+    rows = paper.cases.tables(scale)
+    first, other = rows["protocol-B"][0][0], rows["rates"][0][2]
+    assert paper.steps.kind(first, "tiny") == paper.steps.kind(other, "tiny")
+    assert paper.steps.kind(first, "tiny") != paper.steps.kind(rows["protocol-A"][0][0], "tiny")
+    threads = torch.get_num_threads()
+    times = paper.steps.milliseconds([first, other, rows["protocol-A"][0][0]], "tiny", rounds=1)
+    assert len(times) == 2
+    assert all(ms > 0 for ms in times.values())
+    assert torch.get_num_threads() == threads
+    # two trajectories of eleven windows in batches of two
+    assert paper.steps.seconds(first, 3, "tiny", times) == pytest.approx(
+        3 * 11 * times[paper.steps.kind(first, "tiny")] / 1e3
+    )
 
 
 def test_beyond_the_training(paper, tmp_path):
