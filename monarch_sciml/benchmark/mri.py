@@ -26,7 +26,8 @@ def cases(device: str = "cpu", *, quick: bool = False) -> Iterator[Case]:
     for grid in grids:
         for backward in (False, True):
             yield transform(grid, coils, device, backward=backward)
-    yield from normal(grids[0], coils, device)
+    for grid in grids:
+        yield from normal(grid, coils, device)
 
 
 def transform(grid: tuple[int, int], coils: int, device: str, *, backward: bool = False) -> Case:

@@ -245,32 +245,33 @@ def has_fast_sense_normal(*operands: Tensor) -> bool:
     )
 
 
-def sense_normal(x: Tensor, maps: Tensor, R: Tensor, G: Tensor) -> Tensor:
-    """``y = Σ_c S̄_c Rᴴ G R (S_c x)`` along the rows of images: AᴴA of parallel imaging, sampled by columns.
+def sense_normal(x: Tensor, maps: Tensor, L: Tensor, R: Tensor) -> Tensor:
+    """``y = Σ_c S̄_c Wᴴ W (S_c x)`` along the rows of images: AᴴA of parallel imaging, sampled by columns.
 
-    For a transform of the rows W = L P R, a Monarch matrix with the factors of ``separable_multiply``, and
-    weights ω ≥ 0 of the columns, ``Wᴴ diag(ω) W = Rᴴ G R`` with the blocks ``G[c] = L[c]ᴴ diag(ω[ℓ·p + c])
-    L[c]``: three products in place of four, whatever is sampled. ``x`` (B, H, W), W = p·q, ``maps`` S (B or
-    1, C, H, W), ``R`` (q, p, p), ``G`` (B or 1, p, q, q), complex; returns (B, H, W). Costs 8·C·H·W·(2p + q)
-    real operations a slice. Raises ``InputError`` when the operands do not fit.
+    W is the transform of the rows onto the sampled columns, a Monarch matrix with the factors R (q, p, p) and
+    L (p, q, q) of ``separable_multiply``, of L's blocks the sampled rows alone: ``L`` (B or 1, p, r, q), with
+    zeros up to r rows, times the root of a weight where there is one. ``x`` (B, H, p·q), ``maps`` S (B or 1,
+    C, H, p·q), complex; returns (B, H, p·q). Costs 16·C·H·(p·p·q + m·q) real operations a slice for m sampled
+    columns. Raises ``InputError`` when the operands do not fit.
     """
     q, p = R.shape[:2]
     B, H, W = x.shape if x.ndim == 3 else (0, 0, 0)
     if (
         R.shape != (q, p, p)
-        or G.shape[1:] != (p, q, q)
+        or L.ndim != 4
+        or L.shape[1::2] != (p, q)
         or p * q != W
         or maps.ndim != 4
         or maps.shape[2:] != (H, W)
-        or not {len(maps), len(G)} <= {1, B}
+        or not {len(maps), len(L)} <= {1, B}
     ):
         raise InputError(
-            "x (B, H, p·q), maps (B or 1, C, H, p·q), R (q, p, p), G (B or 1, p, q, q)",
-            ", ".join(str(tuple(t.shape)) for t in (x, maps, R, G)),
+            "x (B, H, p·q), maps (B or 1, C, H, p·q), L (B or 1, p, r, q), R (q, p, p)",
+            ", ".join(str(tuple(t.shape)) for t in (x, maps, L, R)),
             "fold every slice into B",
         )
-    path = native if has_fast_sense_normal(x, maps, R, G) else reference
-    return path.sense_normal(x, maps, R, G)
+    path = native if has_fast_sense_normal(x, maps, L, R) else reference
+    return path.sense_normal(x, maps, L, R)
 
 
 def has_fast_pointwise_layer(x: Tensor, width: int) -> bool:

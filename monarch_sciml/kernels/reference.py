@@ -101,17 +101,15 @@ def pointwise_layer(
     return gelu(y if g is None else y + g[:, None] * x)
 
 
-def sense_normal(x: Tensor, maps: Tensor, R: Tensor, G: Tensor) -> Tensor:
-    """``y = Σ_c S̄_c Rᴴ G R (S_c x)`` along the rows of images, R and G block-diagonal.
+def sense_normal(x: Tensor, maps: Tensor, L: Tensor, R: Tensor) -> Tensor:
+    """``y = Σ_c S̄_c Wᴴ W (S_c x)`` along the rows of images, W = L P R: AᴴA of parallel imaging.
 
-    AᴴA of parallel imaging where k-space is weighted column by column and the transform of the rows is a
-    Monarch matrix: Wᴴ Ω W = Rᴴ (Lᴴ Ω L) R, and what is in brackets has the blocks of L. ``x`` (B, H, W), W =
-    p·q, ``maps`` (B or 1, C, H, W), ``R`` (q, p, p), ``G`` (B or 1, p, q, q), R[j₂, c, j₁] and G[c, ·, j₂] as
-    in ``transform_planes``, complex; returns (B, H, W).
+    ``x`` (B, H, p·q), ``maps`` (B or 1, C, H, p·q), ``L`` (B or 1, p, r, q), ``R`` (q, p, p), R[j₂, c, j₁]
+    and L[c, ·, j₂] as in ``transform_planes``, complex, of L the sampled rows; returns (B, H, p·q).
     """
     (q, p), B = R.shape[:2], len(x)
+    L = L.expand(B, -1, -1, -1)
     u = (maps * x[:, None]).unflatten(-1, (p, q))
-    z = torch.einsum("jck,bnhkj->bnhcj", R, u)
-    z = torch.einsum("bcij,bnhcj->bnhci", G.expand(B, -1, -1, -1), z)
-    v = torch.einsum("jck,bnhcj->bnhkj", R.conj(), z).flatten(-2)
+    z = torch.einsum("bclj,jck,bnhkj->bnhcl", L, R, u)
+    v = torch.einsum("bclj,jck,bnhcl->bnhkj", L.conj(), R.conj(), z).flatten(-2)
     return (maps.conj() * v).sum(1)

@@ -48,18 +48,23 @@ def norm_factor(n: int, norm: str, inverse: bool) -> float:
     return 1 / n if (norm == "forward") != inverse else 1.0
 
 
-def fourier_factors(n: int, n_modes: int, first: int, *, origin: int = 0) -> tuple[Tensor, Tensor]:
+def fourier_factors(
+    n: int, n_modes: int, first: int, *, origin: int = 0, p: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Factors L, R of the orthonormal DFT onto modes first … first + n_modes − 1, complex128.
 
     With n = p·q, j = j1·q + j2 and k = first + ℓ·p + c, the entry exp(−2πi (j − origin) k/n) splits into
     ω_p^{j1·(first+c)} · ω_n^{(j2−origin)·k}. So, once a stride permutation has sorted the input by (j2, j1),
     ``R[j2, c, j1] = ω_p^{j1(first+c)}`` and ``L[c, ℓ, j2] = ω_n^{(j2−origin)k}``, each scaled to be
-    orthonormal itself. Rows come in increasing frequency. p is the divisor of n nearest to √n; when it does
-    not divide n_modes, the last rows are frequencies beyond those asked for.
+    orthonormal itself. Rows come in increasing frequency. p is the divisor of n nearest to √n, or the one
+    given; when it does not divide n_modes, the last rows are frequencies beyond those asked for.
 
-    Returns L (p, ⌈n_modes/p⌉, q) and R (q, p, p). Raises ``InputError`` unless 1 ≤ n_modes ≤ n.
+    Returns L (p, ⌈n_modes/p⌉, q) and R (q, p, p). Raises ``InputError`` unless 1 ≤ n_modes ≤ n, and p | n.
     """
-    p, q = balanced_factors(n)
+    p = balanced_factors(n)[0] if p is None else p
+    if p < 1 or n % p:
+        raise InputError(f"a divisor of {n}", f"p={p}", "leave it out for the one nearest to the root")
+    q = n // p
     if not 1 <= n_modes <= n:
         raise InputError(f"between 1 and {n} modes on a grid of {n} points", f"{n_modes}", "lower n_modes")
     j1, c, ell, j2 = torch.arange(p), torch.arange(p), torch.arange(-(-n_modes // p)), torch.arange(q)

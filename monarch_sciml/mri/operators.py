@@ -16,7 +16,7 @@ from monarch_sciml.mri.inputs import Array, as_tensor
 
 __all__ = ["Sampling", "Sensitivity", "conjugate_gradients", "encoding", "normalise"]
 
-MOST = 100  # terms of the three products, beyond which an FFT of the rows is as quick
+MOST = 50  # terms of a sum each way, beyond which an FFT of the rows is as quick
 
 
 class Sensitivity(LinearOperator):
@@ -148,7 +148,7 @@ class _Normal(LinearOperator):
 
     Where Ω is diagonal the phases of centring cancel between F and F⁻¹, so the bare FFT serves, with the mask
     moved to its corner; under a mask of whole columns the transform along them cancels too. What is left then
-    is a Monarch matrix, weights and its adjoint, three block-diagonal products (``kernels.sense_normal``),
+    is a Monarch matrix and its adjoint, of which only what is sampled is computed (``kernels.sense_normal``),
     where that is as fast: its gradient is the same again, and keeps nothing.
     """
 
@@ -157,7 +157,7 @@ class _Normal(LinearOperator):
         self.maps = maps
         self.axes = (-1,) if pattern.shape[-2] == 1 else (-2, -1)
         self.skipped = ~torch.fft.ifftshift(pattern, dim=self.axes)
-        self.blocks = _column_blocks(~self.skipped) if len(self.axes) == 1 else None
+        self.factors = _sampled_factors(~self.skipped) if len(self.axes) == 1 else None
 
     @property
     def H(self) -> LinearOperator:
@@ -165,8 +165,8 @@ class _Normal(LinearOperator):
 
     def __call__(self, x: Array) -> Tensor:
         x = _image(x, self.maps)
-        if self.blocks and has_fast_sense_normal(x, self.maps, *self.blocks):
-            return self._by_blocks(x, *self.blocks)
+        if self.factors and has_fast_sense_normal(x, self.maps, *self.factors):
+            return self._by_factors(x, *self.factors)
         if torch.is_grad_enabled() and (x.requires_grad or self.maps.requires_grad):
             coils = self._filter(self.maps * x.unsqueeze(-3), self.skipped.unsqueeze(-3))
             return (self.maps.conj() * coils).sum(-3)
@@ -177,7 +177,7 @@ class _Normal(LinearOperator):
             total += part
         return total
 
-    def _by_blocks(self, x: Tensor, R: Tensor, G: Tensor) -> Tensor:
+    def _by_factors(self, x: Tensor, L: Tensor, R: Tensor) -> Tensor:
         leading = torch.broadcast_shapes(x.shape[:-2], self.maps.shape[:-3])
 
         def folded(t: Tensor, d: int) -> Tensor:
@@ -185,23 +185,27 @@ class _Normal(LinearOperator):
                 t = t.expand(*leading, *t.shape[-d:])
             return t.reshape(-1, *t.shape[-d:])
 
-        y = sense_normal(folded(x, 2), folded(self.maps, 3), R, folded(G, 3))
+        y = sense_normal(folded(x, 2), folded(self.maps, 3), folded(L, 3), R)
         return y.view(*leading, *self.domain)
 
     def _filter(self, x: Tensor, skipped: Tensor) -> Tensor:
         return torch.fft.ifftn(torch.fft.fftn(x, dim=self.axes).masked_fill(skipped, 0), dim=self.axes)
 
 
-def _column_blocks(pattern: Tensor) -> tuple[Tensor, Tensor] | None:
-    """R and G (..., p, q, q) of ``sense_normal`` for a pattern (..., 1, W); None where FFTs are quicker."""
+def _sampled_factors(pattern: Tensor) -> tuple[Tensor, Tensor] | None:
+    """L (..., p, r, q) and R of ``sense_normal`` for a pattern (..., 1, W); None where FFTs are quicker."""
     W = pattern.shape[-1]
-    L, R = fourier_factors(W, W, 0)
-    p, q = len(L), len(R)
-    if 2 * p + q > MOST:
+    share = float(pattern.sum(-1).max()) / W
+    # rows are computed four at a time
+    terms, p = min((-(-p // 4) * 4 + share * W / p, p) for p in range(1, W + 1) if W % p == 0)
+    if terms > MOST:
         return None
-    L, R = L.to(pattern.device), R.to(pattern.device)
-    weights = pattern[..., 0, :].unflatten(-1, (q, p)).mT.unsqueeze(-1)  # (..., c, ℓ, 1) of column ℓ·p + c
-    return R.to(torch.complex64), (L.mH @ (weights * L)).to(torch.complex64)
+    q = W // p
+    L, R = (t.to(pattern.device) for t in fourier_factors(W, W, 0, p=p))
+    kept = pattern[..., 0, :].unflatten(-1, (q, p)).mT  # (..., c, ℓ) of column ℓ·p + c
+    order = kept.sort(dim=-1, descending=True, stable=True).indices[..., : max(1, int(kept.sum(-1).max()))]
+    rows = (kept.unsqueeze(-1) * L).gather(-2, order.unsqueeze(-1).expand(*order.shape, q))
+    return rows.to(torch.complex64), R.to(torch.complex64)
 
 
 def _parts(maps: Array, pattern: Array) -> tuple[Sensitivity, Sampling]:

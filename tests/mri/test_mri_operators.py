@@ -238,7 +238,7 @@ def test_the_normal_operator_of_a_batch_with_and_without_gradients(kind):
     [((), (), ()), ((2, 3), (), ()), ((2,), (2,), ()), ((2,), (2,), (2,)), ((2, 1), (2, 3), (3,))],
 )
 @pytest.mark.parametrize("grid", [(6, 12), (5, 35), (1, 13)])
-def test_the_short_way_of_columns_is_three_products(grid, leading, of_maps, of_masks, monkeypatch):
+def test_the_short_way_of_columns_computes_what_is_sampled(grid, leading, of_maps, of_masks, monkeypatch):
     """In single precision, whatever has a batch; the gradient too, and no FFT."""
     S = maps(*of_maps, 3, *grid).to(torch.complex64)
     masks = torch.rand(*of_masks, 1, grid[1]) < 0.4
@@ -258,5 +258,5 @@ def test_rows_of_a_long_prime_take_the_fft():
     S = maps(2, 3, 211).to(torch.complex64)
     A = encoding(S, torch.rand(1, 211) < 0.4)
     x = torch.randn(3, 211, dtype=torch.complex64)
-    assert A.gram.blocks is None
+    assert A.gram.factors is None
     assert relative_error(A.gram(x), A.H(A(x))) < 1e-6

@@ -10,7 +10,10 @@
 namespace {
 
 typedef std::vector<float> Buffer;
-constexpr size PANEL = VECTORS * LANES;
+#ifndef PANEL_VECTORS
+#define PANEL_VECTORS VECTORS
+#endif
+constexpr size PANEL = PANEL_VECTORS * LANES;
 
 // Calls f(first column, how many, in how many vectors) for each panel of an image n wide.
 template <class F>

@@ -14,17 +14,17 @@ __all__ = ["sense_normal"]
 
 
 @torch.library.custom_op("monarch_sciml::sense_rows", mutates_args=(), device_types="cpu")
-def _normal(x: Tensor, maps: Tensor, R: Tensor, G: Tensor) -> Tensor:
-    """x (B, H, W, 2), maps (B or 1, C, H, W, 2), R (q, p, p, 2), G (B or 1, p, q, q, 2) → like x."""
+def _normal(x: Tensor, maps: Tensor, L: Tensor, R: Tensor) -> Tensor:
+    """x (B, H, W, 2), maps (B or 1, C, H, W, 2), L (B or 1, p, r, q, 2), R (q, p, p, 2) → like x."""
     y = memory.empty_like(x)
-    (B, H, W, _), C, (q, p) = x.shape, maps.shape[1], R.shape[:2]
-    sizes = (B, C, H, W, p, q, len(maps), len(G), torch.get_num_threads())
-    call("sense_normal", sizes, x, maps, R, G, y)
+    (B, H, W, _), C, (p, r, q) = x.shape, maps.shape[1], L.shape[1:4]
+    sizes = (B, C, H, W, p, q, r, len(maps), len(L), torch.get_num_threads())
+    call("sense_normal", sizes, x, maps, L, R, y)
     return y
 
 
 @_normal.register_fake
-def _(x, maps, R, G):
+def _(x, maps, L, R):
     return torch.empty_like(x)
 
 
@@ -33,17 +33,16 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor):
-    maps, R, G = ctx.saved_tensors
-    # (Sᴴ Rᴴ G R S)ᴴ = Sᴴ Rᴴ Gᴴ R S
-    adjoint = G.transpose(-3, -2) * G.new_tensor([1.0, -1.0])
-    y = torch.ops.monarch_sciml.sense_rows(grad.contiguous(), maps, R, adjoint.contiguous())
-    return y if ctx.needs_input_grad[0] else None, None, None, None
+    y = None
+    if ctx.needs_input_grad[0]:  # it is Hermitian
+        y = torch.ops.monarch_sciml.sense_rows(grad.contiguous(), *ctx.saved_tensors)
+    return y, None, None, None
 
 
 _normal.register_autograd(_differentiate, setup_context=_save)
 
 
-def sense_normal(x: Tensor, maps: Tensor, R: Tensor, G: Tensor) -> Tensor:
+def sense_normal(x: Tensor, maps: Tensor, L: Tensor, R: Tensor) -> Tensor:
     """``reference.sense_normal`` of complex64 on a CPU, differentiable in x alone, as often as you like."""
-    operands = (torch.view_as_real(t.resolve_conj()).contiguous() for t in (x, maps, R, G))
+    operands = (torch.view_as_real(t.resolve_conj()).contiguous() for t in (x, maps, L, R))
     return torch.view_as_complex(torch.ops.monarch_sciml.sense_rows(*operands))
