@@ -30,8 +30,10 @@ _in_use = sys.platform == "linux"
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """As ``like.new_empty(shape)``. The real part of an operator calls it, or the fake one: any tensor."""
-    if not _in_use or type(like) is not Tensor:  # fake sizes are symbols, about which nothing may be asked
+    """As ``like.new_empty(shape)``, for the real part of an operator and for the fake one."""
+    if (
+        not _in_use or type(like) is not Tensor
+    ):  # sizes of fake tensors are symbols that nothing may be asked of
         return like.new_empty(shape)
     count = math.prod(shape)
     size = count * like.element_size()
