@@ -140,6 +140,8 @@ def flow_problem(case: Case):
         residual=True,
         first_frame=1,
         every=2,
+        transform_rate=1.0,
+        spectral_rate=1.0,
         seed=case.seed,
         threads=1,
         resume=True,

@@ -216,7 +216,8 @@ def plot(name: str, runs: dict[Case, Run], clock: Clock) -> Figure:
         times = 2 if protocol == "B" else 1
         for colour, model in zip(COLOURS, get_args(Kind), strict=False):
             base = {"longer": longer.get(model, 1)}
-            rates = {"spectral_rate": RATE, "transform_rate": GENTLE if model == "fno-monarch" else 1}
+            gentle = model == "fno-monarch" and protocol == "B"
+            rates = {"spectral_rate": RATE, "transform_rate": GENTLE if gentle else 1}
             higher = {**rates, "longer": times * base["longer"]}
             for changes, style, note in ((base, "-", ""), (higher, "--", ", higher rate")):
                 label: str | None = NAMES[model] + note
