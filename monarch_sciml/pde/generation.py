@@ -182,7 +182,11 @@ def _check_file(path: Path, config: GenerateConfig) -> None:
 
 def _check_config(file: h5py.File, path: Path, config: GenerateConfig) -> None:
     found = file.attrs.get("config", "no configuration")
-    if found != config.to_json():
+    try:
+        same = json.loads(found) == json.loads(config.to_json())  # 21 is 21.0
+    except (TypeError, ValueError):
+        same = False
+    if not same:
         raise InputError(
             f"{path.name} made with the configuration {' '.join(config.to_json().split())}",
             " ".join(str(found).split()),

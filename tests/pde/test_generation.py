@@ -151,6 +151,17 @@ def test_complete_file_is_reused(complete, monkeypatch):
     assert complete.stat().st_mtime_ns == before
 
 
+def test_the_same_numbers_written_otherwise_are_the_same(complete, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_simulate", None)
+    path = tmp_path / "flow.h5"
+    path.write_bytes(complete.read_bytes())
+    with h5py.File(path, "r+") as file:
+        text = file.attrs["config"]
+        file.attrs["config"] = text.replace(f'"seed": {CONFIG.seed}', f'"seed": {CONFIG.seed}.0')
+        assert file.attrs["config"] != text
+    assert generate(path, CONFIG, progress=False) == path
+
+
 def test_other_configuration_is_refused(complete, tmp_path):
     other = dataclasses.replace(CONFIG, viscosity=1e-3)
     with pytest.raises(InputError, match=r"flow.h5 made with .*0\.001.* found .*0\.01.*another output name"):
