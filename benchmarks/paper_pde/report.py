@@ -117,8 +117,8 @@ def report(
         "times that rate for its spectral weights alone frees it: the table of rates compares the two when",
         "both are free. FNO-Monarch stands there after as many epochs as the FNO and, below, after as much",
         "time. What is left with longer trainings is told by [one table](navier_stokes_quality.md) and, for",
-        "other problems, walls among them, by [another](transform_ablation.md). The convolutional networks are",
-        "sized to train about as long, see coordinates as the operators do, and were not tuned.",
+        "other problems, walls among them, by [another](transform_ablation.md). The convolutional networks",
+        "are sized to train about as long, see coordinates as the operators do, and were not tuned.",
     ]
     times = steps.milliseconds(results, name) if results else {}
     clock = partial(steps.seconds, name=name, times=times)
