@@ -3,14 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from statistics import median
 
 import torch
 from cases import SCALES, Case, configuration
 
 from monarch_sciml.pde.metrics import relative_l2
-from monarch_sciml.pde.models import ModelConfig
+from monarch_sciml.pde.models import ModelConfig, can_fuse
 from monarch_sciml.pde.rollouts import rollout
 
 __all__ = ["kind", "milliseconds", "seconds"]
@@ -22,7 +21,7 @@ def kind(case: Case, name: str) -> Case:
     """What of a training its steps depend on: of the viscosity, how many frames there are."""
     frames = SCALES[name].frames
     viscosity = next(v for v in frames if frames[v] == frames[case.viscosity])
-    return Case(case.model, viscosity, case.protocol, 0, 0, case.modes, every=case.every)
+    return Case(case.model, viscosity, case.protocol, seed=0, n_train=1, modes=case.modes, every=case.every)
 
 
 def milliseconds(cases: Iterable[Case], name: str, rounds: int = ROUNDS) -> dict[Case, float]:
@@ -42,7 +41,7 @@ def milliseconds(cases: Iterable[Case], name: str, rounds: int = ROUNDS) -> dict
 
 def step(case: Case, name: str) -> Callable[[], None]:
     """Forward, backward and optimiser for a batch of noise, as ``pde train`` has them."""
-    scale, config = SCALES[name], configuration(replace(case, n_train=1), name)
+    scale, config = SCALES[name], configuration(case, name)
     device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
     points = 64 // config.every
     ahead = scale.frames[case.viscosity] - config.n_in if case.protocol == "A" else 1
@@ -57,8 +56,7 @@ def step(case: Case, name: str) -> Callable[[], None]:
     ).build()
     model.to(device)
     frames = torch.randn(config.batch, config.n_in + ahead, 1, points, points, device=device)
-    fused = not any(p.is_complex() for p in model.parameters())
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=can_fuse(model))
 
     def run() -> None:
         found = rollout(model, frames[:, : config.n_in], ahead)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from monarch_sciml.benchmark.harness import Case, Contender
 from monarch_sciml.benchmark.peers import to_neuralop
 from monarch_sciml.nn import use_pointwise_products
-from monarch_sciml.pde.models import fno, fno_monarch
+from monarch_sciml.pde.models import can_fuse, fno, fno_monarch
 
 __all__ = ["cases", "matched_models"]
 
@@ -53,9 +53,7 @@ def matched_models(
 
 
 def _training(name: str, model: nn.Module, x: Tensor, target: Tensor, *, peer: bool = False) -> Contender:
-    # as ``pde train`` has it; torch's fused Adam does not take complex weights
-    fused = not any(p.is_complex() for p in model.parameters())
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=can_fuse(model))  # as ``pde train``
 
     def run() -> Tensor:
         y = model(x)

@@ -157,7 +157,8 @@ class _Normal(LinearOperator):
         self.maps = maps
         self.axes = (-1,) if pattern.shape[-2] == 1 else (-2, -1)
         self.skipped = ~torch.fft.ifftshift(pattern, dim=self.axes)
-        self.factors = _sampled_factors(~self.skipped) if len(self.axes) == 1 else None
+        fast = len(self.axes) == 1 and has_fast_sense_normal(self.maps)
+        self.factors = _sampled_factors(~self.skipped) if fast else None
 
     @property
     def H(self) -> LinearOperator:

@@ -15,7 +15,7 @@ from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
 from monarch_sciml.pde.inspection import doubts, summary
 from monarch_sciml.pde.metrics import relative_l2
-from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig, spectral_weights
+from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig, can_fuse, spectral_weights
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
 from monarch_sciml.training import check_device, check_run, check_settings, create_run, is_finished, use_paths
 from monarch_sciml.training.batches import Draw
@@ -239,8 +239,7 @@ def _held_out_errors(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str
 def _optimiser(config: TrainConfig):
     def optimiser(model: nn.Module, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
         groups = _parameter_groups(model, config)
-        # one pass over memory in place of ten; not for complex weights, which the FNO has
-        fused = not any(p.is_complex() for p in model.parameters())
+        fused = can_fuse(model)
         if config.protocol == "A":
             # Li et al. sum the loss over the batch: Adam does not notice, but what it adds for decay does
             adam = torch.optim.Adam(groups, weight_decay=1e-4 / config.batch, fused=fused)
