@@ -80,7 +80,8 @@ class Scale:
     n_trains: tuple[int, ...]
     """Of the table of data efficiency, with as many steps as ``n_train`` has."""
     in_its_time: dict[str, float]
-    """Epochs of FNO-Monarch in the time that the FNO takes for one, as measured; 1 where nobody has."""
+    """Epochs of FNO-Monarch in the time that the FNO takes for one, as measured: for either protocol and for
+    the finer grid; and in the time of the U-Net, in protocol A. Empty where nobody has."""
     many_modes: tuple[int, ...]
     fine: int
     """Points of the finest grid of what lies beyond the training, twice those of the training."""
@@ -101,7 +102,7 @@ SCALES = {
         epochs={"A": 20, "B": 20},
         batch={"A": 4, "B": 20},  # steps count more than their size where there are few: 500 and 1900
         n_trains=(50, 200, 500),
-        in_its_time={"A": 1.4, "B": 1.75},
+        in_its_time={"A": 1.4, "B": 1.75, "grid": 2.2, "U-Net": 2.1},
         many_modes=(8, 24),
         fine=64,
         long=50,
@@ -118,7 +119,7 @@ SCALES = {
         epochs={"A": 500, "B": 500},
         batch={"A": 20, "B": 20},
         n_trains=(50, 100, 200, 500),
-        in_its_time={"A": 1.0, "B": 1.0},
+        in_its_time={},
         many_modes=(16, 32),
         fine=128,
         long=100,
@@ -143,13 +144,16 @@ class Case:
     transform_rate: float = 1.0
     longer: float = 1
     """So many times the epochs."""
+    symmetries: bool = False
+    """Whether trajectories are moved by the equation's symmetries."""
 
     def __str__(self) -> str:
         name = f"{self.model}-{self.viscosity}-{self.protocol}-n{self.n_train}-m{self.modes}-s{self.seed}"
         name += "" if self.every is None else f"-every{self.every}"
         name += "" if self.spectral_rate == 1 else f"-spectral{self.spectral_rate:g}"
         name += "" if self.transform_rate == 1 else f"-transform{self.transform_rate:g}"
-        return name if self.longer == 1 else f"{name}-longer{self.longer:g}"
+        name += "" if self.longer == 1 else f"-longer{self.longer:g}"
+        return f"{name}-symmetries" if self.symmetries else name
 
 
 Tables = dict[str, list[list[Case]]]  # rows of every table, a case for each seed
@@ -169,18 +173,33 @@ def tables(scale: Scale) -> Tables:
         if rate != 1 and protocol == "B":  # 500 steps are too few for gentle ones
             base["transform_rate"] = GENTLE
             rows.append(row("fno-monarch", viscosity, protocol, **base))
-        if scale.in_its_time[protocol] != 1:
-            base["longer"] *= scale.in_its_time[protocol]
-            rows.append(row("fno-monarch", viscosity, protocol, **base))
+        rows += for_as_long("fno-monarch", viscosity, protocol, as_long_as=protocol, **base)
         return rows
 
-    def others(viscosity: str, protocol: str, *models: Kind) -> list[list[Case]]:
-        return [row(model, viscosity, protocol) for model in models]
+    def for_as_long(*which: Any, as_long_as: str, longer: float = 1, **changes: Any) -> list[list[Case]]:
+        """Of so many more epochs as take the time of another's, if that is known."""
+        times = scale.in_its_time.get(as_long_as)
+        return [row(*which, longer=longer * times, **changes)] if times else []
+
+    def others(viscosity: str, protocol: str, *models: Kind, **changes: Any) -> list[list[Case]]:
+        return [row(model, viscosity, protocol, **changes) for model in models]
 
     def everyone(protocol: str) -> list[list[Case]]:
         networks = "unet", "tf-net", "resnet"
         return [r for v in SOLVERS for r in operators(v, protocol) + others(v, protocol, *networks)]
 
+    def gently(viscosity: str, as_long_as: str = "B", **changes: Any) -> list[list[Case]]:
+        """The same in protocol B with the higher rate, and gentle transforms alone."""
+        base: dict[str, Any] = {"spectral_rate": RATE, **changes}
+        gentle = {**base, "transform_rate": GENTLE}
+        rows = [row("fno", viscosity, "B", **base), row("fno-monarch", viscosity, "B", **gentle)]
+        return rows + for_as_long("fno-monarch", viscosity, "B", as_long_as=as_long_as, **gentle)
+
+    def beside_the_unet(viscosity: str) -> list[list[Case]]:
+        as_long = for_as_long("fno-monarch", viscosity, "A", as_long_as="U-Net", spectral_rate=RATE)
+        return operators(viscosity, "A", RATE) + as_long + others(viscosity, "A", "unet")
+
+    finer = scale.every > 1
     return {
         "protocol-B": everyone("B"),
         # most of what an FNO lacks in protocol B is a higher learning rate there
@@ -194,9 +213,16 @@ def tables(scale: Scale) -> Tables:
             row(model, "1e-3", "B", modes=m, spectral_rate=RATE) for m in scale.many_modes for model in BOTH
         ],
         # 32 × 32 points do not hold what happens at the lowest viscosity
-        "grid": [row(model, "1e-5", "B", every=1) for model in BOTH] if scale.every > 1 else [],
+        "grid": [row(model, "1e-5", "B", every=1) for model in BOTH] if finer else [],
+        "rates-grid": gently("1e-5", "grid", every=1) if finer else [],
+        # a hundred trajectories are few, but each is as many as there are symmetries
+        "symmetries": [
+            r
+            for v in SOLVERS
+            for r in gently(v, symmetries=True) + others(v, "B", "unet", "tf-net", symmetries=True)
+        ],
         "protocol-A": everyone("A"),
-        "rates-A": [r for v in SOLVERS for r in operators(v, "A", RATE)],
+        "rates-A": [r for v in SOLVERS for r in beside_the_unet(v)],
     }
 
 
@@ -230,6 +256,7 @@ def configuration(case: Case, name: str) -> TrainConfig:
         epochs=max(1, int(case.longer * scale.epochs[case.protocol]) * scale.n_train // case.n_train),
         spectral_rate=case.spectral_rate,
         transform_rate=case.transform_rate,
+        symmetries="forced" if case.symmetries else "none",
         seed=case.seed,
         resume=True,
         quiet=True,

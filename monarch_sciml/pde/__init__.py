@@ -14,6 +14,7 @@ from monarch_sciml.pde.models import (
 from monarch_sciml.pde.navier_stokes import gaussian_random_field, solve_navier_stokes
 from monarch_sciml.pde.recipe import TrainConfig, train
 from monarch_sciml.pde.rollouts import rollout
+from monarch_sciml.pde.symmetries import apply_symmetry, n_symmetries
 
 __all__ = [
     "EvaluateConfig",
@@ -23,6 +24,7 @@ __all__ = [
     "TrainConfig",
     "TrajectoryDataset",
     "Windows",
+    "apply_symmetry",
     "count_parameters",
     "energy_spectrum",
     "evaluate",
@@ -30,6 +32,7 @@ __all__ = [
     "fno_monarch",
     "gaussian_random_field",
     "generate",
+    "n_symmetries",
     "relative_l2",
     "rollout",
     "solve_navier_stokes",

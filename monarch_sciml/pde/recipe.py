@@ -17,6 +17,7 @@ from monarch_sciml.pde.inspection import doubts, summary
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig, can_fuse, spectral_weights
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
+from monarch_sciml.pde.symmetries import Symmetries, apply_symmetry, check_symmetries, n_symmetries
 from monarch_sciml.training import check_device, check_run, check_settings, create_run, is_finished, use_paths
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
@@ -78,8 +79,11 @@ class TrainConfig:
     """Learning rate of the weights per mode, of fno too, relative to the rest; published is 1."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the input frames, relative to the data's."""
+    symmetries: Symmetries = "none"
+    """Move every window by a random symmetry: of vorticity that decays on a square torus (unforced), or with
+    the benchmark's forcing (forced). Wrong for any other data."""
     seed: int = 0
-    """Seed of weights, order and noise."""
+    """Seed of weights, order, noise and symmetries."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     devices: int = 1
@@ -149,7 +153,7 @@ def _train(config: TrainConfig) -> Path:
 
     from monarch_sciml.training.loop import Task, fit  # Lightning: only when training
 
-    loss, optimiser = _loss(config.noise * scale), _optimiser(config)
+    loss, optimiser = _loss(config.noise * scale, config.symmetries), _optimiser(config)
     task = Task(predictor, loss, _held_out_errors, optimiser, seed=config.seed)
     fit(
         task,
@@ -174,6 +178,7 @@ def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, Tr
     if config.threads:
         torch.set_num_threads(config.threads)
     training, held_out = split(config)
+    check_symmetries(config.symmetries, training.grid, training.channels)
     scale = _standard_deviation(training)
     torch.manual_seed(config.seed)
     predictor = ModelConfig(
@@ -213,7 +218,7 @@ def _standard_deviation(dataset: TrajectoryDataset) -> float:
     return variance**0.5
 
 
-def _loss(noise: float):
+def _loss(noise: float, symmetries: Symmetries = "none"):
     """Mean over the batch of the per-frame relative L2, summed over the steps of the rollout.
 
     ``noise`` is the standard deviation, in the data's units, of what is added to the input frames.
@@ -221,6 +226,9 @@ def _loss(noise: float):
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor], draw: Draw) -> Tensor:
         context, target = batch
+        if symmetries != "none":
+            elements = draw.integers(n_symmetries(symmetries, context.shape[-1]))
+            context, target = (apply_symmetry(frames, symmetries, elements) for frames in batch)
         if noise:
             context = context + noise * draw.normal(context)
         prediction = rollout(model, context, target.shape[1])

@@ -33,7 +33,7 @@ def paper(tmp_path, monkeypatch):
         width=dict.fromkeys(get_args(Kind), 4),
         epochs={"A": 1, "B": 1},
         batch={"A": 2, "B": 2},
-        in_its_time={"A": 1.0, "B": 1.0},
+        in_its_time={},
         long=14,
     )
     monkeypatch.setitem(script.cases.SCALES, "tiny", tiny)
@@ -51,7 +51,7 @@ def test_every_model_viscosity_and_seed_is_there(paper):
         tables = paper.cases.tables(scale)
         for protocol in "AB":
             cases = {case for row in tables[f"protocol-{protocol}"] for case in row}
-            longer = scale.in_its_time[protocol] != 1  # FNO-Monarch, for as long as the FNO takes
+            longer = protocol in scale.in_its_time  # FNO-Monarch, for as long as the FNO takes
             assert len(cases) == 3 * 3 * (5 + longer)
             assert {case.seed for case in cases} == {0, 1, 2}
             assert {(c.model, c.viscosity, c.protocol) for c in cases} == {
@@ -64,7 +64,10 @@ def test_every_model_viscosity_and_seed_is_there(paper):
             model: {c.longer for row in tables["time"] for c in row if c.model == model} for model in NAMES
         }
         assert (epochs["tf-net"], epochs["fno"]) == ({1}, {2})
-        assert epochs["fno-monarch"] == {2, 2 * scale.in_its_time["B"]}
+        assert epochs["fno-monarch"] == {2, 2 * scale.in_its_time.get("B", 1)}
+        beside = [(row[0].model, row[0].longer) for row in tables["rates-A"] if row[0].viscosity == "1e-4"]
+        as_long = [("fno-monarch", scale.in_its_time[name]) for name in ("A", "U-Net") if scale.in_its_time]
+        assert beside == [("fno", 1), ("fno-monarch", 1), *as_long, ("unet", 1)]
     assert paper.cases.PUBLISHED.keys() == {(m, v) for m in get_args(Kind) for v in paper.cases.SOLVERS}
 
 
@@ -76,7 +79,7 @@ def test_a_row_is_compared_with_the_fno_of_its_table(paper):
             assert any(fno in row for row in rows)
             assert fno.model == "fno"
             assert (fno.viscosity, fno.seed, fno.modes) == (case.viscosity, case.seed, case.modes)
-            assert case.model == "tf-net" or case.longer / fno.longer in (1, scale.in_its_time[case.protocol])
+            assert case.longer / fno.longer in {1, *scale.in_its_time.values()} or case.model == "tf-net"
 
 
 def test_trains_once_and_reports_what_is_done(paper, tmp_path, capsys):

@@ -20,7 +20,8 @@ from monarch_sciml.training.batches import Draw, seeded_generator
 
 
 def test_seed_decides_everything(data, tmp_path):
-    config = TrainConfig(data=data, out=tmp_path / "a", noise=0.1, **{**SETTINGS, "epochs": 1})
+    settings = {**SETTINGS, "epochs": 1}
+    config = TrainConfig(data=data, out=tmp_path / "a", noise=0.1, symmetries="unforced", **settings)
     train(config)
     torch.rand(7)
     train(dataclasses.replace(config, out=tmp_path / "b"))
@@ -227,6 +228,30 @@ def test_noise_is_on_the_input_alone_and_of_the_size_asked_for():
     assert not torch.isclose(seen[0], seen[2]).all()
     assert (seen[0] - 1).std().item() == pytest.approx(0.3, rel=0.05)
     assert (x == 1).all()
+
+
+def test_symmetries_move_input_and_target_alike():
+    seen = []
+
+    def still(frames):
+        seen.append(frames)
+        return frames[:, -1]
+
+    x = torch.randn(6, 1, 1, 8, 8)
+    assert recipe._loss(0.0, "forced")(still, (x, x), draw(x, 1)) == 0
+    recipe._loss(0.0, "forced")(still, (x, x), draw(x, 1))
+    assert torch.equal(seen[0], seen[1])
+    moved = [not torch.equal(a, b) for a, b in zip(seen[0], x, strict=True)]
+    assert sum(moved) > 3
+    assert torch.equal(seen[0].square().flatten(1).sort(1)[0], x.square().flatten(1).sort(1)[0])
+
+
+def test_data_without_these_symmetries_leave_nothing_behind(tmp_path):
+    np.save(tmp_path / "oblong.npy", np.random.default_rng(0).standard_normal((8, 4, 12, 16)))
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=r"found 1 channels on a grid of 12 × 16"):
+        train(TrainConfig(data=tmp_path / "oblong.npy", out=out, symmetries="unforced", **SETTINGS))
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("protocol", "n_in", "windows", "n_out"), [("A", 10, 6, 3), ("B", 1, 72, 1)])
