@@ -3,7 +3,7 @@
 // or without s the perceptron alone, h = x. A tile of pixels passes through all of it in the cache: x and s are
 // read and y is written once. Nothing is kept; the backward pass computes what lies between again.
 
-#include "tile.h"
+#include "gelu.h"
 
 #include <algorithm>
 #include <omp.h>
@@ -12,54 +12,47 @@
 namespace {
 
 typedef std::vector<float> Buffer;
-constexpr size PIXELS = 16 * LANES;  // of a tile: rows of its arrays
-typedef int ivec __attribute__((vector_size(LANES * sizeof(int))));
+constexpr size PIXELS = 8 * LANES;  // of a tile: rows of its arrays
 
-// exp(v) for v ≤ 0: 2ⁿ times a polynomial in what is left, |f| ≤ ½ ln 2
-inline vec exponential(vec v) {
-    const vec least = vec{} - 87.0f, shift = vec{} + 12582912.0f;  // adding 1.5·2²³ rounds to an integer
-    v = v < least ? least : v;
-    const vec n = (v * 1.44269504f + shift) - shift;
-    const vec f = (v - n * 0.693359375f) - n * -2.12194440e-4f;
-    vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
-    const ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
-    return p * reinterpret_cast<const vec&>(bits);
-}
-
-// x Φ(x), and its derivative Φ(x) + x φ(x). Φ by Abramowitz and Stegun, 7.1.26: absolute error below 1e-7.
-inline vec gelu(vec x, vec& slope) {
-    const vec u = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * u), e = exponential(-u * u);
-    vec p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const vec tail = 0.5f * p * t * e, P = x < 0.0f ? tail : 1.0f - tail;
-    slope = P + x * e * 0.39894228f;
-    return x * P;
-}
-
-// A (rows, PIXELS) ← gelu(A), with the derivatives in D unless it is null
-void activate(float* A, size rows, float* D) {
-    for (size i = 0; i < rows * PIXELS; i += LANES) {
-        vec slope;
-        store(A + i, gelu(load(A + i), slope));
-        if (D) store(D + i, slope);
+// R rows and VECTORS vectors of a product, from row i and pixel v on
+template <int R, class Begin, class End>
+inline void product_tile(size K, Broadcast A, const float* X, size i, size v, Begin begin, End end) {
+    vec sum[R][VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; j++) sum[r][j] = begin(i + r, v + j * LANES);
+    const float* a = A.data + i * A.row;
+    for (size k = 0; k < K; k++, a += A.inner, X += PIXELS) {
+        vec x[VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; j++) x[j] = keep(load(X + v + j * LANES));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const vec s = a[r * A.row] - vec{};
+#pragma GCC unroll 8
+            for (int j = 0; j < VECTORS; j++) sum[r][j] += s * x[j];
+        }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; j++) end(i + r, v + j * LANES, sum[r][j]);
 }
 
-void times(float* A, const float* B, size rows) {
-    for (size i = 0; i < rows * PIXELS; i += LANES) store(A + i, load(A + i) * load(B + i));
-}
-
-// C (I, PIXELS) += A X for A (I, K), or its transpose stored as (K, I)
-void product(size I, size K, const float* A, bool transposed, const float* X, float* C) {
+// end(i, v, begin(i, v) + Σ_k A[i, k] X[k, v]) for all rows i and pixels v; A (I, K), or its transpose stored as (K, I)
+template <class Begin, class End>
+void product(size I, size K, const float* A, bool transposed, const float* X, Begin begin, End end) {
     const Broadcast a{A, transposed ? 1 : K, transposed ? I : 1, 0};
-    multiply(I, K, 1, PIXELS / LANES, a, {X, LANES, PIXELS, 0}, C, [](size i) { return i * PIXELS; }, LANES, true);
+    for (size v = 0; v < PIXELS; v += VECTORS * LANES)
+        for (size i = 0; i < I; i += ROWS) switch (I - i) {
+                case 1: product_tile<1>(K, a, X, i, v, begin, end); break;
+                case 2: product_tile<2>(K, a, X, i, v, begin, end); break;
+                case 3: product_tile<3>(K, a, X, i, v, begin, end); break;
+                case 4: product_tile<4>(K, a, X, i, v, begin, end); break;
+                case 5: product_tile<5>(K, a, X, i, v, begin, end); break;
+                default: product_tile<ROWS>(K, a, X, i, v, begin, end);
+            }
 }
 
 template <int M, int N>
@@ -88,7 +81,7 @@ inline void outer_tile(const float* A, const float* B, float* D, size ds) {
 
 // D (m, n, lane) += A Bᵀ for A (m, PIXELS), B (n, PIXELS); lanes are summed up at the end
 void outer(size m, size n, const float* A, const float* B, float* D) {
-    constexpr int M = LANES == 16 ? 4 : 2, N = LANES == 16 ? 4 : 4;
+    constexpr int M = 2, N = LANES == 16 ? 8 : 4;
     const size ds = n * LANES;
     for (size i = 0; i < m; i += M)
         for (size j = 0; j < n; j += N) {
@@ -101,15 +94,6 @@ void outer(size m, size n, const float* A, const float* B, float* D) {
                     for (size q = 0; q < N && j + q < n; q++)
                         outer_tile<1, 1>(a + p * PIXELS, b + q * PIXELS, d + p * ds + q * LANES, ds);
         }
-}
-
-// D (rows, lane) += Σ over pixels of A, or of A ⊙ B
-void sums(size rows, const float* A, const float* B, float* D) {
-    for (size i = 0; i < rows; i++) {
-        vec sum = load(D + i * LANES);
-        for (size v = i * PIXELS; v < (i + 1) * PIXELS; v += LANES) sum += B ? load(A + v) * load(B + v) : load(A + v);
-        store(D + i * LANES, sum);
-    }
 }
 
 void add_lanes(const Buffer& D, float* to) {
@@ -135,52 +119,85 @@ struct Operands {
     const float *x, *s, *W, *W1, *b1, *W2, *b2, *g;
 };
 
-// The arrays of a tile, and the way from x to y; derivatives of the activations are kept where `learning`.
+// Rows of an array at the pixels of a tile: its own, or of a copy that goes on where the array ends.
+struct Rows {
+    float* data;
+    size stride;
+    float* at(size row, size pixel) const { return data + row * stride + pixel; }
+};
+
+// A tile on its way from x to y. Derivatives of the activations are kept where `Learning`.
+template <bool Learning>
 struct Tile {
     const PointwiseSizes& n;
     const Operands& o;
-    Buffer x, h, a, y, dh, da, dy;
+    Buffer x, h, a, dh, da, end_of_s, end_of_y;
+    const float* input;  // of the perceptron
     size batch = 0, first = 0, pixels = 0;
 
-    Tile(const PointwiseSizes& n, const Operands& o, bool learning)
-        : n(n), o(o), x(n.Ci * PIXELS), h(n.C * PIXELS), a(n.Ch * PIXELS), y(n.Co * PIXELS),
-          dh(learning ? n.C * PIXELS : 0), da(learning ? n.Ch * PIXELS : 0), dy(learning ? n.Co * PIXELS : 0) {}
+    Tile(const PointwiseSizes& n, const Operands& o)
+        : n(n), o(o), x(n.Ci * PIXELS), h(o.s ? n.C * PIXELS : 0), a(n.Ch * PIXELS), dh(Learning ? h.size() : 0),
+          da(Learning ? a.size() : 0), end_of_s(n.C * PIXELS), end_of_y(std::max(n.Ci, n.Co) * PIXELS),
+          input(o.s ? h.data() : x.data()) {}
 
-    void read(const float* from, size rows, Buffer& to) const {
+    void go_to(size item) {
+        const size tiles = (n.N + PIXELS - 1) / PIXELS;
+        batch = item / tiles, first = item % tiles * PIXELS;
+        pixels = std::min(n.N - first, PIXELS);
+        read(o.x, n.Ci, x);
+    }
+    float* place(const float* array, size rows) const {
+        return const_cast<float*>(array) + batch * rows * n.N + first;
+    }
+    void read(const float* array, size rows, Buffer& to) const {
         for (size c = 0; c < rows; c++) {
-            memcpy(&to[c * PIXELS], from + (batch * rows + c) * n.N + first, pixels * sizeof(float));
+            memcpy(&to[c * PIXELS], place(array, rows) + c * n.N, pixels * sizeof(float));
             memset(&to[c * PIXELS + pixels], 0, (PIXELS - pixels) * sizeof(float));
         }
     }
-    void write(const Buffer& from, size rows, float* to) const {
-        for (size c = 0; c < rows; c++)
-            memcpy(to + (batch * rows + c) * n.N + first, &from[c * PIXELS], pixels * sizeof(float));
+    Rows reading(const float* array, size rows, Buffer& end) const {
+        if (pixels == PIXELS) return {place(array, rows), n.N};
+        read(array, rows, end);
+        return {end.data(), PIXELS};
     }
-    float* slope(Buffer& d) const { return d.empty() ? nullptr : d.data(); }
+    Rows writing(float* array, size rows, Buffer& end) const {
+        return pixels == PIXELS && array ? Rows{place(array, rows), n.N} : Rows{end.data(), PIXELS};
+    }
+    void written(float* array, size rows, const Buffer& end) const {
+        if (pixels < PIXELS && array)
+            for (size c = 0; c < rows; c++)
+                memcpy(place(array, rows) + c * n.N, &end[c * PIXELS], pixels * sizeof(float));
+    }
+    static void activate(Buffer& value, Buffer& slope, size i, size v, vec sum) {
+        vec derivative;
+        store(&value[i * PIXELS + v], gelu<Learning>(sum, derivative));
+        if (Learning) store(&slope[i * PIXELS + v], derivative);
+    }
 
-    void forward(size item) {
-        const size tiles = (n.N + PIXELS - 1) / PIXELS;
-        batch = item / tiles, first = item % tiles * PIXELS;
-        pixels = n.N - first < PIXELS ? n.N - first : PIXELS;
-        read(o.x, n.Ci, x);
+    // end(i, v, y before its activation)
+    template <class End>
+    void forward(End end) {
         if (o.s) {
-            read(o.s, n.C, h);
-            product(n.C, n.Ci, o.W, false, x.data(), h.data());
-            if (n.activated) activate(h.data(), n.C, slope(dh));
-        } else {
-            h = x;
+            const Rows s = reading(o.s, n.C, end_of_s);
+            product(
+                n.C, n.Ci, o.W, false, x.data(), [&](size i, size v) { return load(s.at(i, v)); },
+                [&](size i, size v, vec sum) {
+                    if (n.activated)
+                        activate(h, dh, i, v, sum);
+                    else
+                        store(&h[i * PIXELS + v], sum);
+                });
         }
-        for (size c = 0; c < n.Ch; c++)
-            for (size v = 0; v < PIXELS; v += LANES) store(&a[c * PIXELS + v], vec{} + o.b1[c]);
-        product(n.Ch, n.C, o.W1, false, h.data(), a.data());
-        activate(a.data(), n.Ch, slope(da));
-        for (size c = 0; c < n.Co; c++)
-            for (size v = c * PIXELS; v < (c + 1) * PIXELS; v += LANES)
-                store(&y[v], o.g ? o.b2[c] + o.g[c] * load(&x[v]) : vec{} + o.b2[c]);
-        product(n.Co, n.Ch, o.W2, false, a.data(), y.data());
-        if (n.activated) activate(y.data(), n.Co, slope(dy));
+        product(
+            n.Ch, n.C, o.W1, false, input, [&](size i, size) { return o.b1[i] - vec{}; },
+            [&](size i, size v, vec sum) { activate(a, da, i, v, sum); });
+        product(
+            n.Co, n.Ch, o.W2, false, a.data(),
+            [&](size i, size v) { return o.g ? o.b2[i] + o.g[i] * load(&x[i * PIXELS + v]) : o.b2[i] - vec{}; }, end);
     }
 };
+
+inline void add(Buffer& lanes, size row, vec v) { store(&lanes[row * LANES], load(&lanes[row * LANES]) + v); }
 
 }  // namespace
 
@@ -193,11 +210,16 @@ void pointwise_forward(
     fresh(y, n->B * n->Co * n->N);
 #pragma omp parallel num_threads(n->threads)
     {
-        Tile tile(*n, o, false);
+        Tile<false> tile(*n, o);
 #pragma omp for schedule(static)
-        for (size i = 0; i < n->B * ((n->N + PIXELS - 1) / PIXELS); i++) {
-            tile.forward(i);
-            tile.write(tile.y, n->Co, y);
+        for (size item = 0; item < n->B * ((n->N + PIXELS - 1) / PIXELS); item++) {
+            tile.go_to(item);
+            const Rows to = tile.writing(y, n->Co, tile.end_of_y);
+            tile.forward([&](size i, size v, vec sum) {
+                vec unused;
+                store(to.at(i, v), n->activated ? gelu<false>(sum, unused) : sum);
+            });
+            tile.written(y, n->Co, tile.end_of_y);
         }
     }
 }
@@ -212,41 +234,48 @@ void pointwise_backward(
     if (grad_s) fresh(grad_s, n->B * n->C * n->N);
 #pragma omp parallel num_threads(n->threads)
     {
-        Tile tile(*n, o, true);
-        Buffer gy(n->Co * PIXELS), ga(n->Ch * PIXELS), gh(n->C * PIXELS), gx(n->Ci * PIXELS);
+        Tile<true> tile(*n, o);
+        Buffer gy(n->Co * PIXELS), ga(n->Ch * PIXELS), gh(n->C * PIXELS);
         Buffer sum_W(s ? n->C * n->Ci * LANES : 0), sum_W1(n->Ch * n->C * LANES), sum_W2(n->Co * n->Ch * LANES);
         Buffer sum_b1(n->Ch * LANES), sum_b2(n->Co * LANES), sum_g(g ? n->Ci * LANES : 0);
+        const auto zero = [](size, size) { return vec{}; };
 #pragma omp for schedule(static)
-        for (size i = 0; i < n->B * ((n->N + PIXELS - 1) / PIXELS); i++) {
-            tile.forward(i);
-            tile.read(grad_y, n->Co, gy);
-            if (n->activated) times(gy.data(), tile.dy.data(), n->Co);
-            sums(n->Co, gy.data(), nullptr, sum_b2.data());
+        for (size item = 0; item < n->B * ((n->N + PIXELS - 1) / PIXELS); item++) {
+            tile.go_to(item);
+            const Rows given = tile.reading(grad_y, n->Co, tile.end_of_y);
+            tile.forward([&](size i, size v, vec sum) {
+                vec slope = vec{} + 1.0f;
+                if (n->activated) gelu<true>(sum, slope);
+                const vec d = load(given.at(i, v)) * slope;
+                store(&gy[i * PIXELS + v], d);
+                add(sum_b2, i, d);
+                if (g) add(sum_g, i, d * load(&tile.x[i * PIXELS + v]));
+            });
             outer(n->Co, n->Ch, gy.data(), tile.a.data(), sum_W2.data());
-            std::fill(ga.begin(), ga.end(), 0.0f);
-            product(n->Ch, n->Co, W2, true, gy.data(), ga.data());
-            times(ga.data(), tile.da.data(), n->Ch);
             // past the last pixel a is gelu(b1), but gy is zero there
-            sums(n->Ch, ga.data(), nullptr, sum_b1.data());
-            outer(n->Ch, n->C, ga.data(), tile.h.data(), sum_W1.data());
-            std::fill(gh.begin(), gh.end(), 0.0f);
-            product(n->C, n->Ch, W1, true, ga.data(), gh.data());
-            std::fill(gx.begin(), gx.end(), 0.0f);
+            product(n->Ch, n->Co, W2, true, gy.data(), zero, [&](size i, size v, vec sum) {
+                const vec d = sum * load(&tile.da[i * PIXELS + v]);
+                store(&ga[i * PIXELS + v], d);
+                add(sum_b1, i, d);
+            });
+            outer(n->Ch, n->C, ga.data(), tile.input, sum_W1.data());
+            const auto skip = [&](size i, size v) { return g ? g[i] * load(&gy[i * PIXELS + v]) : vec{}; };
+            const Rows to = tile.writing(grad_x, n->Ci, tile.end_of_y);
+            const auto finish = [&](size i, size v, vec sum) { store(to.at(i, v), sum); };
             if (s) {
-                if (n->activated) times(gh.data(), tile.dh.data(), n->C);
-                if (grad_s) tile.write(gh, n->C, grad_s);
+                const Rows to_s = tile.writing(grad_s, n->C, tile.end_of_s);
+                product(n->C, n->Ch, W1, true, ga.data(), zero, [&](size i, size v, vec sum) {
+                    const vec d = n->activated ? sum * load(&tile.dh[i * PIXELS + v]) : sum;
+                    store(&gh[i * PIXELS + v], d);
+                    store(to_s.at(i, v), d);
+                });
+                tile.written(grad_s, n->C, tile.end_of_s);
                 outer(n->C, n->Ci, gh.data(), tile.x.data(), sum_W.data());
-                product(n->Ci, n->C, W, true, gh.data(), gx.data());
-            } else {
-                gx = gh;
+                if (grad_x) product(n->Ci, n->C, W, true, gh.data(), skip, finish);
+            } else if (grad_x) {
+                product(n->Ci, n->Ch, W1, true, ga.data(), skip, finish);
             }
-            if (g) {
-                sums(n->Ci, gy.data(), tile.x.data(), sum_g.data());
-                for (size c = 0; c < n->Ci; c++)
-                    for (size v = c * PIXELS; v < (c + 1) * PIXELS; v += LANES)
-                        store(&gx[v], load(&gx[v]) + g[c] * load(&gy[v]));
-            }
-            if (grad_x) tile.write(gx, n->Ci, grad_x);
+            tile.written(grad_x, n->Ci, tile.end_of_y);
         }
         // thread after thread, so that the sums come out the same every time
 #pragma omp for ordered schedule(static, 1)
