@@ -53,7 +53,7 @@ def test_native_equals_reference_in_value_and_every_gradient(case, activated, th
     truth = gradients(reference, doubles, seed, activated)
     names = ["y", *(name for name, t in zip(NAMES, tensors, strict=True) if t is not None)]
     for name, found, expected in zip(names, gradients(native, tensors, seed, activated), truth, strict=True):
-        assert relative_error(found.double(), expected) < 2e-6, name
+        assert relative_error(found.double(), expected) < 4e-6, name
 
 
 @needs_compiler
