@@ -305,13 +305,13 @@ def pointwise_layer(
 
     What stands around the convolution ``s = K x`` in a layer of a Fourier neural operator (Kossaifi et al.,
     arXiv 2412.10354); with ``s``, ``W`` and ``g`` None a perceptron of the channels. σ is GELU if
-    ``activated``, else the identity. ``x`` (B, C_in, N), ``s`` (B, C, N), ``W`` (C, C_in), ``W1`` (H, C),
-    ``W2`` (C_out, H), ``b1``, ``b2``, ``g`` (C_in,) with C_in = C_out; result (B, C_out, N). In C++ where
+    ``activated``, else the identity. ``x`` (B, C_in, …), ``s`` (B, C, …), ``W`` (C, C_in), ``W1`` (H, C),
+    ``W2`` (C_out, H), ``b1``, ``b2``, ``g`` (C_in,) with C_in = C_out; result (B, C_out, …). In C++ where
     ``has_fast_pointwise_layer``, elsewhere the definition. Raises ``InputError`` when shapes do not fit.
     """
-    C, (H, K), Co = x.shape[1] if x.ndim == 3 else -1, W1.shape, W2.shape[0]
+    C, (H, K), Co = x.shape[1] if x.ndim > 2 else -1, W1.shape, W2.shape[0]
     operands = (x, s, W, W1, b1, W2, b2, g)
-    shapes = (None, (len(x), K, x.shape[-1]), (K, C), (H, K), (H,), (Co, H), (Co,), (C,))
+    shapes = (None, (len(x), K, *x.shape[2:]), (K, C), (H, K), (H,), (Co, H), (Co,), (C,))
     fits = all(t is None or e is None or t.shape == e for t, e in zip(operands, shapes, strict=True))
     if (
         not fits
@@ -321,10 +321,10 @@ def pointwise_layer(
         or (g is not None and Co != C)
     ):
         raise InputError(
-            "x (B, C_in, N), s (B, C, N) with W (C, C_in) or neither, W1 (H, C), b1 (H,), W2 (C_out, H), "
+            "x (B, C_in, …), s (B, C, …) with W (C, C_in) or neither, W1 (H, C), b1 (H,), W2 (C_out, H), "
             "b2 (C_out,), g (C_in,) with C_in = C_out or none",
             ", ".join("none" if t is None else str(tuple(t.shape)) for t in operands),
-            "flatten the grid, and pass the weights of one layer",
+            "pass the weights of one layer",
         )
     same = all(t is None or (t.dtype, t.device) == (x.dtype, x.device) for t in operands)
     path = native if same and has_fast_pointwise_layer(x, max(H, K, Co)) else reference

@@ -88,17 +88,21 @@ def pointwise_layer(
     """``h = σ(s + W x)``, ``y = σ(W2 gelu(W1 h + b1) + b2 + g ⊙ x)``, at every point of a grid.
 
     σ is GELU if ``activated``, else the identity. Without ``s`` and ``W`` h is x; without ``g`` that term is
-    left out. ``x`` (B, C_in, N), ``s`` (B, C, N), ``W`` (C, C_in), ``W1`` (H, C), ``W2`` (C_out, H), ``g``
-    (C_in,); returns (B, C_out, N).
+    left out. ``x`` (B, C_in, …), ``s`` (B, C, …), ``W`` (C, C_in), ``W1`` (H, C), ``W2`` (C_out, H), ``g``
+    (C_in,); returns (B, C_out, …).
     """
+    points = (1,) * (x.ndim - 2)
+
+    def along(channels: Tensor) -> Tensor:
+        return channels.view(-1, *points)
 
     def gelu(a: Tensor) -> Tensor:
         return torch.nn.functional.gelu(a) if activated else a
 
-    h = x if s is None else gelu(s + torch.einsum("oi,bin->bon", W, x))
-    a = torch.nn.functional.gelu(torch.einsum("oi,bin->bon", W1, h) + b1[:, None])
-    y = torch.einsum("oi,bin->bon", W2, a) + b2[:, None]
-    return gelu(y if g is None else y + g[:, None] * x)
+    h = x if s is None else gelu(s + torch.einsum("oi,bi...->bo...", W, x))
+    a = torch.nn.functional.gelu(torch.einsum("oi,bi...->bo...", W1, h) + along(b1))
+    y = torch.einsum("oi,bi...->bo...", W2, a) + along(b2)
+    return gelu(y if g is None else y + along(g) * x)
 
 
 def sense_normal(x: Tensor, maps: Tensor, L: Tensor, R: Tensor) -> Tensor:

@@ -45,8 +45,7 @@ class FusedMLP(ChannelMLP):
         parts = _perceptron(self) if has_fast_pointwise_layer(x, width) else None
         if parts is None or parts[0].dtype != x.dtype or x.shape[1] != self.in_channels:
             return super().forward(x)
-        y = pointwise_layer(x.flatten(2), None, None, *parts, None, activated=False)
-        return y.unflatten(2, x.shape[2:])
+        return pointwise_layer(x, None, None, *parts, None, activated=False)
 
 
 class FusedBlocks(FNOBlocks):
@@ -65,11 +64,7 @@ class FusedBlocks(FNOBlocks):
         if parts is None or parts[0].dtype != x.dtype:
             return super().forward(x, index, output_shape)
         W, (W1, b1, W2, b2), g = parts
-        s = conv(x)
-        y = pointwise_layer(
-            x.flatten(2), s.flatten(2), W, W1, b1, W2, b2, g, activated=index < self.n_layers - 1
-        )
-        return y.view_as(x)
+        return pointwise_layer(x, conv(x), W, W1, b1, W2, b2, g, activated=index < self.n_layers - 1)
 
     def _parts(self, index: int) -> tuple[Tensor, Perceptron, Tensor] | None:
         """W, the perceptron and g of a layer, if it has them and nothing else."""

@@ -126,6 +126,31 @@ def test_compiles_without_graph_breaks():
 
 
 @needs_compiler
+@pytest.mark.parametrize("path", [native, reference])
+def test_points_of_a_grid_are_points(path):
+    tensors, seed = operands("ragged everywhere"), seed_of("ragged everywhere")
+    on_a_grid = [
+        t.detach().unflatten(-1, (37, 1)).requires_grad_() if i < 2 else t for i, t in enumerate(tensors)
+    ]
+    found = gradients(path, on_a_grid, seed.unflatten(-1, (37, 1)), True)
+    for a, b in zip(found, gradients(path, tensors, seed, True), strict=True):
+        assert relative_error(a.view_as(b), b) < 1e-6
+
+
+@needs_compiler
+def test_the_gradient_of_a_shared_input_is_summed_in_place():
+    """Where it were a view of an array, torch would make a third one."""
+    x, s, *weights = (t.detach() for t in operands("a layer"))
+    x, s = x.requires_grad_(), s.requires_grad_()
+    z = x * 1
+    other = z.sin()  # before, so that its gradient comes after
+    total = native.pointwise_layer(z, s, *weights, activated=True).sum() + other.sum()
+    with torch.profiler.profile() as profile:
+        torch.autograd.grad(total, x)
+    assert {event.name for event in profile.events() if "add" in event.name} == {"aten::add_"}
+
+
+@needs_compiler
 def test_several_threads_sum_in_the_same_order_every_time(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     tensors, seed = operands("a layer"), seed_of("a layer")
@@ -155,5 +180,5 @@ def test_shapes_that_do_not_fit_are_refused(wrong):
         tensors[0] = tensors[0].unflatten(-1, (37, 1))
     else:
         tensors[wrong] = torch.cat([tensors[wrong], tensors[wrong]], -1)
-    with pytest.raises(InputError, match=r"x \(B, C_in, N\), s \(B, C, N\) with W .*flatten the grid"):
+    with pytest.raises(InputError, match=r"x \(B, C_in, …\), s \(B, C, …\) with W .*weights of one"):
         pointwise_layer(*tensors, activated=True)

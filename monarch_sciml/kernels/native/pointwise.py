@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ __all__ = ["pointwise_layer"]
 
 
 def _sizes(x: Tensor, W1: Tensor, W2: Tensor, activated: bool) -> tuple[int, ...]:
-    B, Ci, N = x.shape
+    B, Ci, *grid = x.shape
+    N = math.prod(grid)
     return B, Ci, W1.shape[1], W1.shape[0], W2.shape[0], N, int(activated), torch.get_num_threads()
 
 
@@ -31,14 +33,14 @@ def _pointwise(
     g: Tensor | None,
     activated: bool,
 ) -> Tensor:
-    y = memory.empty((x.shape[0], W2.shape[0], x.shape[2]), x)
+    y = memory.empty((x.shape[0], W2.shape[0], *x.shape[2:]), x)
     call("pointwise_forward", _sizes(x, W1, W2, activated), x, s, W, W1, b1, W2, b2, g, y)
     return y
 
 
 @_pointwise.register_fake
 def _(x, s, W, W1, b1, W2, b2, g, activated):
-    return memory.empty((x.shape[0], W2.shape[0], x.shape[2]), x)
+    return memory.empty((x.shape[0], W2.shape[0], *x.shape[2:]), x)
 
 
 @torch.library.custom_op("monarch_sciml::pointwise_backward", mutates_args=(), device_types="cpu")
