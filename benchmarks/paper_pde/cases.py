@@ -221,6 +221,7 @@ def tables(scale: Scale) -> Tables:
             for v in SOLVERS
             for r in gently(v, symmetries=True) + others(v, "B", "unet", "tf-net", symmetries=True)
         ],
+        "symmetries-time": [r for v in SOLVERS for r in gently(v, symmetries=True, longer=2)],
         "protocol-A": everyone("A"),
         "rates-A": [r for v in SOLVERS for r in beside_the_unet(v)],
     }

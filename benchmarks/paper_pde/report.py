@@ -38,6 +38,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
     "rates-A": "Three times the learning rate for the spectral weights, beside the U-Net: protocol A",
     "symmetries": "Trajectories moved by the equation's symmetries, with the higher rate: protocol B",
+    "symmetries-time": "The same for twice the time: protocol B",
     "protocol-A": "Protocol A: ten frames in, trained through the whole rollout",
     "protocol-B": "Protocol B: one frame in, one step ahead, noise",
     "rates": "Three times the learning rate for the spectral weights: protocol B",

@@ -20,9 +20,12 @@ def cases(device: str = "cpu", *, quick: bool = False) -> Iterator[Case]:
     """Forward, loss, backward and Adam, four layers; compared is the prediction before the first step."""
     n, width, modes, batch = (16, 4, 6, 2) if quick else (64, 32, 24, 20)
     ours, peer = matched_models((n, n), (modes, modes), width)
+    fixed = fno_monarch((modes, modes), width, (n, n), in_channels=1, out_channels=1, learned=False)
+    fixed.load_state_dict(ours.state_dict())
     x, target = torch.randn(2, batch, 1, n, n, device=device)
     contenders = [
         _training("ours, learned", ours.to(device), x, target),
+        _training("ours, fixed: an FNO", fixed.to(device), x, target),
         _training("neuraloperator", peer.to(device), x, target, peer=True),
         # what is due to the 1 × 1 convolutions alone
         _training(
