@@ -3,8 +3,8 @@
 import csv
 import datetime
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from statistics import mean, stdev
 from typing import get_args
@@ -122,8 +122,11 @@ def report(
         "time. What is left with longer trainings is told by [one table](navier_stokes_quality.md) and, for",
         "other problems, walls among them, by [another](transform_ablation.md). The convolutional networks",
         "are sized to train about as long, see coordinates as the operators do, and were not tuned.",
+        "Symmetries are those of the equation with its forcing: each trajectory is shown moved by a random",
+        "one, to all models alike.",
     ]
-    times = steps.milliseconds(results, name) if results else {}
+    times = _step_times(results, name) if results else {}
+    lines += ["", *_about_steps(times, name)]
     clock = partial(steps.seconds, name=name, times=times)
     for table, rows in ((table, rows) for table, rows in chosen.items() if rows):
         lines += ["", f"## {TITLES[table]}", ""]
@@ -148,6 +151,25 @@ def report(
     found = {"environment": about, "step_ms": {str(case): ms for case, ms in times.items()}, "runs": rows}
     write_json(RESULTS / f"paper_pde_{name}.json", found)
     save_figure(plot(name, runs, clock), RESULTS / f"paper_pde_{name}.png", dpi=110)
+
+
+def _step_times(cases: Iterable[Case], name: str) -> dict[Case, float]:
+    """Of all models, and of FNO-Monarch's layers with fixed transforms."""
+    fnos = {case for case in cases if case.model == "fno"}
+    return steps.milliseconds([*cases, *map(steps.with_fixed_transforms, fnos)], name)
+
+
+def _about_steps(times: dict[Case, float], name: str) -> Iterator[str]:
+    """The FNO is neuraloperator's: how long it takes on our layers, where a step of it was measured."""
+    for fno in (case for case in times if case.model == "fno" and case.modes == SCALES[name].modes):
+        points = 64 // configuration(fno, name).every
+        learned, fixed = replace(fno, model="fno-monarch"), steps.with_fixed_transforms(fno)
+        if learned in times:
+            yield (
+                f"* Protocol {fno.protocol}, {points} × {points} points: a step of neuraloperator's FNO takes "
+                f"{times[fno]:.0f} ms, "
+                f"of FNO-Monarch {times[learned]:.0f}, with the same layers and fixed transforms {times[fixed]:.0f}."
+            )
 
 
 def _table(rows: list[list[Case]], runs: dict[Case, Run], clock: Clock, published: bool) -> Iterator[str]:

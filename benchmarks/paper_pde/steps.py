@@ -3,16 +3,18 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from statistics import median
 
 import torch
 from cases import SCALES, Case, configuration
 
+from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import ModelConfig, can_fuse
 from monarch_sciml.pde.rollouts import rollout
 
-__all__ = ["kind", "milliseconds", "seconds"]
+__all__ = ["kind", "milliseconds", "seconds", "with_fixed_transforms"]
 
 ROUNDS = 10
 
@@ -21,7 +23,21 @@ def kind(case: Case, name: str) -> Case:
     """What of a training its steps depend on: of the viscosity, how many frames there are."""
     frames = SCALES[name].frames
     viscosity = next(v for v in frames if frames[v] == frames[case.viscosity])
-    return Case(case.model, viscosity, case.protocol, seed=0, n_train=1, modes=case.modes, every=case.every)
+    return Case(
+        case.model,
+        viscosity,
+        case.protocol,
+        seed=0,
+        n_train=1,
+        modes=case.modes,
+        every=case.every,
+        transform_rate=float(case.transform_rate > 0),
+    )
+
+
+def with_fixed_transforms(case: Case) -> Case:
+    """FNO-Monarch's layers as an FNO: what of the time is due to them, not to learning."""
+    return replace(case, model="fno-monarch", transform_rate=0.0)
 
 
 def milliseconds(cases: Iterable[Case], name: str, rounds: int = ROUNDS) -> dict[Case, float]:
@@ -55,8 +71,13 @@ def step(case: Case, name: str) -> Callable[[], None]:
         layers=config.layers,
     ).build()
     model.to(device)
+    if case.transform_rate == 0:
+        for transform in (m for m in model.modules() if isinstance(m, LearnedTransform)):
+            transform.requires_grad_(False)
     frames = torch.randn(config.batch, config.n_in + ahead, 1, points, points, device=device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=can_fuse(model))
+    optimiser = torch.optim.AdamW(
+        (p for p in model.parameters() if p.requires_grad), lr=1e-3, fused=can_fuse(model)
+    )
 
     def run() -> None:
         found = rollout(model, frames[:, : config.n_in], ahead)
