@@ -166,9 +166,9 @@ def _about_steps(times: dict[Case, float], name: str) -> Iterator[str]:
         learned, fixed = replace(fno, model="fno-monarch"), steps.with_fixed_transforms(fno)
         if learned in times:
             yield (
-                f"* Protocol {fno.protocol}, {points} × {points} points: a step of neuraloperator's FNO takes "
-                f"{times[fno]:.0f} ms, "
-                f"of FNO-Monarch {times[learned]:.0f}, with the same layers and fixed transforms {times[fixed]:.0f}."
+                f"* Protocol {fno.protocol}, {points} × {points} points: a step of the FNO, which is "
+                f"neuraloperator's, takes {times[fno]:.0f} ms, of FNO-Monarch {times[learned]:.0f}, "
+                f"with the same layers and fixed transforms {times[fixed]:.0f}."
             )
 
 
