@@ -7,9 +7,9 @@ FNO, FNO-Monarch, U-Net, TF-Net and ResNet at ν = 1e-3, 1e-4 and 1e-5 in the pr
 trained through the whole rollout) and B (one frame in, one step ahead), with the optimisers and learning
 rates published with the FNO; FNO against FNO-Monarch with a higher rate of the spectral weights, so for twice
 as long, which is TF-Net's time, with other numbers of trajectories and of modes, and with trajectories moved
-by the equation's symmetries; and what the two do beyond their training, on other grids and far longer. That higher rate is the one number chosen after looking
-at held-out trajectories, those at ν = 1e-3 in ``benchmarks/transforms``. ``small`` is for two cores, ``full``
-is the original protocol, for a GPU.
+by the equation's symmetries; and what the two do beyond their training, on other grids and far longer. That
+higher rate is the one number chosen after looking at held-out trajectories, those at ν = 1e-3 in
+``benchmarks/transforms``. ``small`` is for two cores, ``full`` is the original protocol, for a GPU.
 
 Resumable: data and trainings are reused where they are complete. ``--hours`` begins no training after that
 time; ``--keep`` trains only what the last report lacks, of whatever machine that was. Every start writes
