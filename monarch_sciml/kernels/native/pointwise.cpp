@@ -22,18 +22,7 @@ inline void product_tile(size K, Broadcast A, const float* X, size i, size v, Be
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int j = 0; j < VECTORS; j++) sum[r][j] = begin(i + r, v + j * LANES);
-    const float* a = A.data + i * A.row;
-    for (size k = 0; k < K; k++, a += A.inner, X += PIXELS) {
-        vec x[VECTORS];
-#pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; j++) x[j] = keep(load(X + v + j * LANES));
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            const vec s = a[r * A.row] - vec{};
-#pragma GCC unroll 8
-            for (int j = 0; j < VECTORS; j++) sum[r][j] += s * x[j];
-        }
-    }
+    accumulate(K, A.data + i * A.row, A, X + v, {X, LANES, PIXELS, 0}, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8

@@ -44,6 +44,23 @@ struct Vectors {
     size vector, inner, outer;
 };
 
+// sum[r, v] += Σ_k A[r, k] X[k, v] in registers, from a and x on
+template <int R, int V>
+__attribute__((always_inline)) static inline void accumulate(
+    size K, const float* a, Broadcast A, const float* x, Vectors X, vec (&sum)[R][V]) {
+    for (size k = 0; k < K; k++, a += A.inner, x += X.inner) {
+        vec b[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) b[v] = keep(load(x + v * X.vector));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const vec s = a[r * A.row] - vec{};
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) sum[r][v] += s * b[v];
+        }
+    }
+}
+
 // C[i, v] (+)= Σ_q Σ_k A[i, k, q] X[k, q, v] for R rows and V vectors held in registers.
 template <int R, int V>
 static inline void tile(size K, size Q, Broadcast A, Vectors X, float* const* c, size cv, bool add) {
@@ -52,20 +69,7 @@ static inline void tile(size K, size Q, Broadcast A, Vectors X, float* const* c,
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) acc[r][v] = add ? load(c[r] + v * cv) : vec{};
-    for (size q = 0; q < Q; q++) {
-        const float *a = A.data + q * A.outer, *x = X.data + q * X.outer;
-        for (size k = 0; k < K; k++, a += A.inner, x += X.inner) {
-            vec b[V];
-#pragma GCC unroll 8
-            for (int v = 0; v < V; v++) b[v] = keep(load(x + v * X.vector));
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                const vec s = a[r * A.row] - vec{};
-#pragma GCC unroll 8
-                for (int v = 0; v < V; v++) acc[r][v] += s * b[v];
-            }
-        }
-    }
+    for (size q = 0; q < Q; q++) accumulate(K, A.data + q * A.outer, A, X.data + q * X.outer, X, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
