@@ -20,7 +20,7 @@ ROUNDS = 10
 
 
 def kind(case: Case, name: str) -> Case:
-    """What of a training its steps depend on: of the viscosity, how many frames there are."""
+    """What its steps depend on: of the viscosity, how many frames there are, and whether transforms learn."""
     frames = SCALES[name].frames
     viscosity = next(v for v in frames if frames[v] == frames[case.viscosity])
     return Case(
