@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import gemm, native, reference, separable
+from monarch_sciml.kernels.derivatives import only_torch
 
 __all__ = [
     "Backend",
@@ -70,7 +71,7 @@ def _native(
 ) -> bool:
     """Whether the C++ path can be taken. Raises ``InputError`` if it cannot but was asked for."""
     fits = fits and dtype == torch.float32 and all(t.device.type == "cpu" for t in operands)
-    if fits and native.available():
+    if fits and native.available() and not only_torch():
         return True
     if backend == "native":
         raise InputError(
@@ -118,7 +119,7 @@ def monarch_multiply(
     dtype, context = _precision(x, L, R)
     if backend in ("auto", "native"):
         fast = _native(backend, "one matrix", one, f"L {tuple(L.shape)}", dtype, (x, L, R))
-        backend = "native" if fast else "gemm" if one else "reference"
+        backend = "native" if fast else "gemm" if one and not only_torch() else "reference"
     with context:
         x, L, R = x.to(dtype), L.to(dtype), R.to(dtype)
         if backend == "triton":
@@ -165,7 +166,7 @@ def spectral_convolution(
     dtype, context = _precision(*operands)
     if backend in ("auto", "native"):
         fast = _native(backend, "two axes", len(modes) == 2, f"{len(modes)} axes", dtype, operands)
-        backend = "native" if fast else "gemm"
+        backend = "native" if fast else "reference" if only_torch() else "gemm"
     with context:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         analysis, synthesis = ([M.to(dtype) for M in matrices] for matrices in (analysis, synthesis))
@@ -230,7 +231,7 @@ def separable_multiply(
         )
     factors = (*vertical, *horizontal)
     x = x.to(torch.promote_types(x.dtype, factors[0].dtype))
-    if x.dtype == torch.complex64 and x.device.type == "cpu" and native.available():
+    if x.dtype == torch.complex64 and x.device.type == "cpu" and native.available() and not only_torch():
         return native.separable_multiply(x, factors, adjoint, maps)
     return separable.separable_multiply(x, factors, adjoint, maps)
 
@@ -242,6 +243,7 @@ def has_fast_sense_normal(*operands: Tensor) -> bool:
         all(t.dtype == torch.complex64 and t.device.type == "cpu" for t in operands)
         and not any(t.requires_grad for t in given)
         and native.available()
+        and not only_torch()
     )
 
 
@@ -286,6 +288,7 @@ def has_fast_pointwise_layer(x: Tensor, width: int) -> bool:
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and native.available()
+        and not only_torch()
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import separable_multiply
+from monarch_sciml.linalg.caching import kept
 from monarch_sciml.linalg.operator import LinearOperator
 from monarch_sciml.linalg.transforms import dft
 
@@ -98,8 +97,7 @@ class FactoredTransform(LinearOperator):
         return FactoredTransform(self.y, self.x, self.planes, adjoint=not self.adjoint)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is cached must serve training too
+@kept(64)
 def centered_dft(n: int) -> Tensor:
     """The centred orthonormal DFT of any length as a matrix (n, n), complex128. Cached: do not modify it."""
     if n < 1:

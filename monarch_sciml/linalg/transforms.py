@@ -1,13 +1,13 @@
 """Transforms that Monarch matrices represent exactly, with angles built from integers in float64."""
 
 import math
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.linalg.caching import kept
 from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
 from monarch_sciml.linalg.operator import LinearOperator
 
@@ -118,8 +118,7 @@ def dft(
     return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(*balanced_factors(n))
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # what is cached must serve training too
+@kept(256)
 def interpolation(n_from: int, n_to: int) -> Tensor:
     """Trigonometric interpolation between periodic grids of spacing 1/n_from and 1/n_to, complex128.
 

@@ -72,14 +72,15 @@ def test_what_nobody_takes_is_given_back(monkeypatch):
     assert idle() == 1
 
 
-def test_another_size_gives_back_too(monkeypatch):
+@pytest.mark.parametrize("shape", [(2 * SHAPE[0], SHAPE[1]), (3,)], ids=["larger", "small"])
+def test_another_size_gives_back_too(shape, monkeypatch):
     memory.empty(SHAPE, LIKE)  # released at once
     assert idle() == 1
     later = time.monotonic() + memory.SECONDS + 1
     monkeypatch.setattr(memory.time, "monotonic", lambda: later)
-    other = memory.empty((2 * SHAPE[0], SHAPE[1]), LIKE)
+    other = memory.empty(shape, LIKE)
     assert idle() == 0
-    assert len(other) == 2 * SHAPE[0]
+    assert other.shape == shape
 
 
 def test_small_fake_and_counted_memory_is_torchs():

@@ -58,13 +58,17 @@ def test_native_equals_reference_in_value_and_every_gradient(case, activated, th
 
 @needs_compiler
 def test_gelu_everywhere():
-    """Through identity matrices y = gelu(x), from the tails to the origin."""
-    x = torch.cat([torch.linspace(-40, 40, 4001), torch.tensor([0.0, -1e-20, 1e-20, -1e30, 1e30])])
+    """Through identity matrices y = gelu(x), and its slope, from the tails to the origin."""
+    ends = [0.0, -1e-20, 1e-20, -1e30, 1e30, -3e38, 3e38]
+    x = torch.cat([torch.linspace(-40, 40, 4001), torch.tensor(ends)]).requires_grad_()
     one, zero = torch.ones(1, 1), torch.zeros(1)
     y = native.pointwise_layer(x.view(1, 1, -1), None, None, one, zero, one, zero, None, activated=False)
-    expected = torch.nn.functional.gelu(x.double())
+    exact = x.detach().double().requires_grad_()
+    expected = torch.nn.functional.gelu(exact)
     # Φ is good to 1e-7, and multiplied by x
-    assert torch.all((y.flatten().double() - expected).abs() <= 3e-7 * x.double().abs().clamp(0.1, 40))
+    assert torch.all((y.flatten() - expected).abs() <= 3e-7 * exact.abs().clamp(0.1, 40))
+    slope, truth = (torch.autograd.grad(out.sum(), of)[0] for out, of in ((y, x), (expected, exact)))
+    assert torch.all((slope - truth).abs() <= 5e-7)
 
 
 @needs_compiler

@@ -6,6 +6,7 @@ import pytest
 import torch
 from laws import assert_adjoint, assert_unitary, relative_error
 from torch import fft
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monarch_sciml import InputError, dft, truncated_dft
 from monarch_sciml.linalg import balanced_factors, interpolation
@@ -109,13 +110,17 @@ def test_interpolation_passes_through_the_samples_and_truncates_on_the_way_down(
         assert (down @ beyond).norm() < 1e-13
 
 
-@pytest.mark.parametrize("context", [torch.inference_mode(), torch.device("meta")], ids=["inference", "meta"])
-def test_interpolation_first_used_elsewhere_still_trains(context):
-    interpolation.cache_clear()
-    with context:
-        interpolation(6, 10)
+@pytest.mark.parametrize(
+    ("context", "fine"),  # sizes that nobody else asks for: matrices are kept
+    [(torch.inference_mode, 1009), (lambda: torch.device("meta"), 1013), (FakeTensorMode, 1019)],
+    ids=["inference", "meta", "fake"],
+)
+def test_interpolation_first_used_elsewhere_still_trains(context, fine):
+    with context():
+        interpolation(6, fine)
     x = torch.randn(6, dtype=COMPLEX, requires_grad=True)
-    (interpolation(6, 10) @ x).abs().sum().backward()
+    (interpolation(6, fine) @ x).abs().sum().backward()
+    assert interpolation(6, fine) is interpolation(6, fine)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_build(compiler)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody has a home here
         return None
 
 
@@ -64,8 +64,7 @@ def _build(compiler: str) -> Path:
     sources = sorted(SOURCES.glob("*.cpp")), sorted(SOURCES.glob("*.h"))
     content = [path.read_bytes() for group in sources for path in group]
     key = hashlib.sha256(b"\0".join([target, *content, " ".join(FLAGS).encode()])).hexdigest()[:16]
-    default = Path.home() / ".cache" / "monarch_sciml"
-    folder = Path(os.environ.get("MONARCH_SCIML_CACHE", default))
+    folder = Path(os.environ.get("MONARCH_SCIML_CACHE") or Path.home() / ".cache" / "monarch_sciml")
     path = folder / f"kernels-{key}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,5 +73,7 @@ def _build(compiler: str) -> Path:
             subprocess.run(
                 [compiler, *FLAGS, *map(str, sources[0]), "-o", str(out)], capture_output=True, check=True
             )
+            with out.open("rb") as file:
+                os.fsync(file.fileno())  # a library cut short by a power cut ends every process that loads it
             os.replace(out, path)  # whole or not at all, whoever else builds at the same time
     return path

@@ -74,10 +74,8 @@ inline vec gelu(vec x, vec& slope) {
 
 #else
 
-// exp(v) for v ≤ 0: 2ⁿ times a polynomial in what is left, |f| ≤ ½ ln 2
+// exp(v) for −87 ≤ v ≤ 0: 2ⁿ times a polynomial in what is left, |f| ≤ ½ ln 2
 inline vec exponential(vec v) {
-    const vec least = vec{} - 87.0f;
-    v = v < least ? least : v;
     const vec n = (v * 1.44269504f + ROUND) - ROUND;
     const vec f = (v - n * 0.693359375f) - n * -2.12194440e-4f;
     vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -92,7 +90,8 @@ inline vec exponential(vec v) {
 // Φ by Abramowitz and Stegun, 7.1.26: absolute error below 1e-7
 template <bool SLOPE>
 inline vec gelu(vec x, vec& slope) {
-    const vec u = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * u), e = exponential(-u * u);
+    const vec u = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * u), v = -u * u;
+    const vec e = v < -87.0f ? vec{} : exponential(v);  // nothing is left, not even of x times it
     vec p = t * 1.061405429f - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;

@@ -2,7 +2,7 @@
 
 glibc gives an array of more than 32 MiB back to the system when it is released, and the next one begins with
 pages that have to be found, zeroed and, to be large, moved together. Here the memory of a released result
-waits for the next one of its size; what nobody took for ten seconds is given back.
+waits for the next one of its size; what nobody took for ten seconds is given back when a kernel runs next.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
         not _in_use or type(like) is not Tensor
     ):  # sizes of fake tensors are symbols that nothing may be asked of
         return like.new_empty(shape)
+    if _idle:
+        _give_up()
     count = math.prod(shape)
     size = count * like.element_size()
     if size < LEAST:
@@ -68,12 +70,16 @@ def _take(size: int) -> mmap.mmap:
     except IndexError:
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         block.madvise(mmap.MADV_HUGEPAGE)
+    return block
+
+
+def _give_up() -> None:
+    """Blocks that nobody took for long go back to the system."""
     long_ago = time.monotonic() - SECONDS
     for blocks in list(_idle.values()):
         with suppress(IndexError):  # another thread took the last one
             while blocks[0][0] < long_ago:
                 blocks.popleft()
-    return block
 
 
 def _give_back(block: mmap.mmap) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import reference
+from monarch_sciml.kernels.derivatives import again, in_torch
 from monarch_sciml.kernels.native import memory
 from monarch_sciml.kernels.native.build import call
 
@@ -84,11 +86,9 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor):
     tensors, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:8])
-    if torch.is_grad_enabled():  # somebody differentiates twice: through torch's operations
-        inputs = [t for t, need in zip(tensors, needs, strict=True) if need]
-        y = reference.pointwise_layer(*tensors, activated=ctx.activated)
-        again = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
-        return *(next(again) if need else None for need in needs), None
+    if again():
+        layer = partial(reference.pointwise_layer, activated=ctx.activated)
+        return *in_torch(layer, tensors, needs, grad), None
     grads = torch.ops.monarch_sciml.pointwise_backward(grad.contiguous(), *tensors, ctx.activated, needs)
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
 

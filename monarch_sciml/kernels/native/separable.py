@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import separable
+from monarch_sciml.kernels.derivatives import again, in_torch
 from monarch_sciml.kernels.native import memory
 from monarch_sciml.kernels.native.build import call
 
@@ -68,8 +70,8 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _differentiate(ctx: Any, grad: Tensor):
     x, *factors, maps = ctx.saved_tensors
     needs, grad = ctx.needs_input_grad, grad.contiguous()
-    if torch.is_grad_enabled() or needs[5]:  # what is differentiated twice, or of maps: in torch's operations
-        return _in_torch(ctx, grad)
+    if again() or needs[5]:  # gradients of maps, too, are torch's
+        return *in_torch(partial(_plain, adjoint=ctx.adjoint), (x, *factors, maps), needs[:6], grad), None
     g = grad if maps is None else _spread(grad, maps)
     if any(needs[1:5]):
         gx, *grads = torch.ops.monarch_sciml.separable_backward(x, g, *factors, ctx.adjoint, needs[0])
@@ -79,19 +81,10 @@ def _differentiate(ctx: Any, grad: Tensor):
     return gx, *[None] * 6
 
 
-def _in_torch(ctx: Any, grad: Tensor):
-    needs, twice = ctx.needs_input_grad, torch.is_grad_enabled()
-    grads: list[Tensor | None] = [None] * 7
-    wanted = [i for i in range(6) if needs[i]]
-    with torch.enable_grad():
-        saved = ctx.saved_tensors
-        inputs = [t if t is None or twice else t.detach().requires_grad_() for t in saved]
-        z = [None if t is None else torch.view_as_complex(t) for t in inputs]
-        y = torch.view_as_real(separable.separable_multiply(z[0], tuple(z[1:5]), ctx.adjoint, z[5]))  # pyright: ignore
-        found = torch.autograd.grad(y, [inputs[i] for i in wanted], grad, create_graph=twice)  # pyright: ignore
-    for i, g in zip(wanted, found, strict=True):
-        grads[i] = g
-    return tuple(grads)
+def _plain(x: Tensor, *operands: Tensor | None, adjoint: bool) -> Tensor:
+    *factors, maps = (None if t is None else torch.view_as_complex(t) for t in operands)
+    y = separable.separable_multiply(torch.view_as_complex(x), tuple(factors), adjoint, maps)  # pyright: ignore
+    return torch.view_as_real(y)
 
 
 def _spread(grad: Tensor, maps: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monarch_sciml.kernels import gemm
+from monarch_sciml.kernels import gemm, reference
+from monarch_sciml.kernels.derivatives import again, in_torch, only_torch
 from monarch_sciml.kernels.native import memory
 from monarch_sciml.kernels.native.build import call, library
 
@@ -113,11 +114,8 @@ def _differentiate(ctx: Any, grad: Tensor | None, *unused: None):
     needs = list(ctx.needs_input_grad[:7])
     if grad is None:
         return (None,) * 8
-    if torch.is_grad_enabled():  # somebody differentiates twice: through the path made of torch's operations
-        inputs = [t for t, need in zip((*tensors, bias), needs, strict=True) if need]
-        y = _plain(tensors, bias)
-        again = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
-        return *(next(again) if need else None for need in needs), None
+    if again():
+        return *in_torch(_plain, (*tensors, bias), needs, grad), None
     # the matrices of both directions are differentiated together
     matrices = any(needs[i] for i in MATRICES)
     wanted = [matrices if i in MATRICES else need for i, need in enumerate(needs)]
@@ -128,9 +126,11 @@ def _differentiate(ctx: Any, grad: Tensor | None, *unused: None):
 _spectral.register_autograd(_differentiate, setup_context=_save)
 
 
-def _plain(tensors: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    x, Wa, Ea, weight, Es, Ws = tensors
-    y = gemm.spectral_convolution(x, [Ea, Wa], weight, [Es, Ws.transpose(0, 1) * _SIGNS[:, None, None]])
+def _plain(
+    x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor, bias: Tensor | None
+) -> Tensor:
+    path = reference if only_torch() else gemm
+    y = path.spectral_convolution(x, [Ea, Wa], weight, [Es, Ws.transpose(0, 1) * _SIGNS[:, None, None]])
     return y if bias is None else y + bias[:, None, None]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monarch_sciml.kernels import reference
+from monarch_sciml.kernels.derivatives import again, in_torch
 from monarch_sciml.kernels.native.build import call
 
 __all__ = ["transform_planes"]
@@ -59,19 +60,18 @@ def _(grad, L, R, modes, scale, twice, adjoint):
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    L, R, *ctx.settings = inputs
+    L, R, *settings = inputs
+    ctx.settings = dict(zip(("modes", "scale", "twice", "adjoint"), settings, strict=True))
     ctx.save_for_backward(L, R)
 
 
 def _differentiate(ctx: Any, grad: Tensor):
     L, R = ctx.saved_tensors
     needs = ctx.needs_input_grad[:2]
-    if torch.is_grad_enabled():  # somebody differentiates twice: in torch's operations
-        planes = reference.transform_planes(L, R, *ctx.settings)
-        wanted = [t for t, need in zip((L, R), needs, strict=True) if need]
-        found = iter(torch.autograd.grad(planes, wanted, grad, create_graph=True))
-        return *(next(found) if need else None for need in needs), None, None, None, None
-    found = torch.ops.monarch_sciml.transform_backward(grad.contiguous(), L, R, *ctx.settings)
+    if again():
+        planes = partial(reference.transform_planes, **ctx.settings)
+        return *in_torch(planes, (L, R), needs, grad), None, None, None, None
+    found = torch.ops.monarch_sciml.transform_backward(grad.contiguous(), L, R, **ctx.settings)
     return *found, None, None, None, None
 
 
