@@ -52,11 +52,13 @@ demo-mri: .venv/installed
 quality: .venv/installed
 	$(BIN)/python benchmarks/navier_stokes_quality.py --workers $(THREADS)
 
-# the paper's Navier–Stokes table: five models, three viscosities, two protocols; about three hours, resumable
+# the paper's Navier–Stokes table: five models, three viscosities, two protocols; begins no training after three hours, and
+# goes on where it stopped
 paper-pde: .venv/installed
 	$(BIN)/python benchmarks/paper_pde/table.py --workers $(THREADS) --hours 3
 
-# which transforms learn, on which problems it helps, and when; INPUTS adds neuraloperator's mini files; three hours
+# which transforms learn, on which problems it helps, and when; INPUTS adds neuraloperator's mini files; hours,
+# goes on where it stopped
 ablation: .venv/installed
 	$(BIN)/python benchmarks/transforms/ablation.py --workers $(THREADS) $(if $(INPUTS),--inputs $(INPUTS))
 

@@ -121,7 +121,7 @@ def report(
         "both are free. FNO-Monarch stands there after as many epochs as the FNO and, below, after as much",
         "time. What is left with longer trainings is told by [one table](navier_stokes_quality.md) and, for",
         "other problems, walls among them, by [another](transform_ablation.md). The convolutional networks",
-        "are sized to train about as long, see coordinates as the operators do, and were not tuned.",
+        "take 1.2 to 2.6 times the FNO's time, see coordinates as the operators do, and were not tuned.",
         "Symmetries are those of the equation with its forcing: each trajectory is shown moved by a random",
         "one, to all models alike.",
     ]

@@ -1,7 +1,7 @@
 """The Navier–Stokes table of the paper on Monarch matrices, at two scales, with seeds, spread and time.
 
     python benchmarks/paper_pde/table.py [--scale small|full] [--tables NAME …] [--workers 2] [--hours H]
-        [--keep]
+        [--missing]
 
 FNO, FNO-Monarch, U-Net, TF-Net and ResNet at ν = 1e-3, 1e-4 and 1e-5 in the protocols A (ten frames in,
 trained through the whole rollout) and B (one frame in, one step ahead), with the optimisers and learning
@@ -12,8 +12,9 @@ higher rate is the one number chosen after looking at held-out trajectories, tho
 ``benchmarks/transforms``. ``small`` is for two cores, ``full`` is the original protocol, for a GPU.
 
 Resumable: data and trainings are reused where they are complete. ``--hours`` begins no training after that
-time; ``--keep`` trains only what the last report lacks, of whatever machine that was. Every start writes
-``benchmarks/results/paper_pde_<scale>.{md,json,png}`` with what there is.
+time. Every start writes ``benchmarks/results/paper_pde_<scale>.{md,json,png}``: what it trained or found
+trained, and what the last report has besides, which says how many those are; without its .json there are none.
+``--missing`` trains only what the last report lacks.
 """
 
 import argparse
@@ -50,26 +51,25 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", choices=tables(SCALES["small"]), help="only these")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time (default: 2)")
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no training after so long")
-    parser.add_argument("--keep", action="store_true", help="train only what the last report lacks")
+    parser.add_argument("--missing", action="store_true", help="train only what the last report lacks")
     options = parser.parse_args()
     scale, stop = SCALES[options.scale], time.time() + 3600 * options.hours
     chosen = tables(scale)
     wanted = [rows for name, rows in chosen.items() if name in (options.tables or chosen)]
+    before = kept(options.scale)
     # seed by seed, so that a part of it is a whole table; neighbours run at the same time
-    before = kept(options.scale) if options.keep else {}
     every = (case for seed in SEEDS for rows in wanted for row in rows for case in row[seed:][:1])
-    cases = [case for case in dict.fromkeys(every) if case not in before]
+    cases = [c for c in dict.fromkeys(every) if not (options.missing and c in before)]
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(data, SOLVERS, itertools.repeat(scale)))
         found = pool.map(run, [(case, options.scale, stop) for case in cases])
         results = {case: result for case, result in zip(cases, found, strict=True) if result is not None}
         far = [case for case in results if is_meant(case, scale)]
         further = dict(zip(far, pool.map(go_beyond, far, itertools.repeat(options.scale)), strict=True))
-    asked = {name: chosen[name] for name in ((not options.keep and options.tables) or chosen)}
     here = {
         case: Run(result, further.get(case), curve(options.scale, case)) for case, result in results.items()
     }
-    report(options.scale, asked, {**before, **here}, options.workers, trained_here=len(here))
+    report(options.scale, chosen, {**before, **here}, options.workers, trained_here=len(here))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Where, when and why transforms that learn are better than the Fourier transform.
 
     python benchmarks/transforms/ablation.py [--workers 2] [--hours H] [--inputs DIR] [--problems NAME …]
-        [--keep]
+        [--missing]
 
 The same network, data, order of the batches and optimiser (AdamW, peak rate 5e-3, cosine schedule, batch 20,
 one step ahead); what differs is which transforms may learn, and how fast. ``--inputs`` is the directory of
 neuraloperator's mini files ``darcy_{train,test}_16.pt`` and ``burgers_{train,test}_16.pt``; without it those
-two problems are left out. Resumable: a training that is done is not repeated, and ``--hours`` begins none
-after that time; ``--keep`` trains only what the last report lacks. Every start writes
-``benchmarks/results/transform_ablation.*`` with what there is.
+two problems are not trained. Resumable: a training that is done is not repeated, and ``--hours`` begins none
+after that time. Every start writes ``benchmarks/results/transform_ablation.*``: what it trained or found
+trained, and what the last report has besides; without its .json there is none. ``--missing`` trains only what
+the last report lacks.
 """
 
 import argparse
@@ -195,18 +196,20 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=float("inf"), help="begin no training after so long")
     parser.add_argument("--inputs", type=Path, help="directory of neuraloperator's mini files")
     parser.add_argument("--problems", nargs="+", choices=WANTED, help="train only these")
-    parser.add_argument("--keep", action="store_true", help="train only what the last report lacks")
+    parser.add_argument("--missing", action="store_true", help="train only what the last report lacks")
     options = parser.parse_args()
     stop = time.time() + 3600 * options.hours
-    names = [n for n in WANTED if options.inputs or n not in ("darcy", "burgers-periodic")]
-    before = kept() if options.keep else {}
-    every = wanted(names if not options.keep else WANTED)
-    cases = [c for c in wanted(options.problems or names) if c not in before]
+    before = kept()
+    names = options.problems or [
+        n for n in WANTED if options.inputs or n not in ("darcy", "burgers-periodic")
+    ]
+    cases = [case for case in wanted(names) if not (options.missing and case in before)]
     for name in {case.problem for case in cases}:
         PROBLEMS[name].read(options.inputs)  # generated here, once
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         found = pool.map(run, cases, repeat(stop), repeat(options.inputs))
         here = {case: result for case, result in zip(cases, found, strict=True) if result}
+    every = wanted(WANTED)
     results = {case: r for case in every if (r := here.get(case) or before.get(case))}
     report(results, len(every))
 
@@ -230,7 +233,8 @@ def report(results: dict[Case, Result], total: int) -> None:
         "`benchmarks/transforms/`. Relative L2 errors on held-out trajectories, mean ± standard deviation",
         f"over seeds; n is their number. {len(results)} of {total} trainings are done. Seconds are those of",
         "one CPU thread in training. *To the FNO's error*: seconds after which the rollout error is first as",
-        "low as the lowest of the fixed transforms. Reproduce: `make ablation`.",
+        "low as the lowest of the fixed transforms. *Against fixed*: over the seeds that both have, which may be",
+        "fewer than n. Reproduce: `make ablation`.",
         "",
         "![Rollout error against time](transform_ablation.png)",
         "",

@@ -34,6 +34,7 @@ def paper(tmp_path, monkeypatch):
         epochs={"A": 1, "B": 1},
         batch={"A": 2, "B": 2},
         in_its_time={},
+        fine_modes=(4,),
         long=14,
     )
     monkeypatch.setitem(script.cases.SCALES, "tiny", tiny)

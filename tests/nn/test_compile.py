@@ -46,6 +46,24 @@ def test_a_trained_operator_is_exported():
     assert relative_error(torch.export.load(file).module()(x), operator(x)) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_layer_is_exported_on_other_grids_and_with_many_modes(learned):
+    conv, x = MonarchSpectralConv(2, 2, (60, 50), grid=(64, 50), learned=learned), torch.randn(2, 2, 64, 50)
+    with torch.no_grad():
+        expected = conv(x)
+        for found in (
+            torch.export.export(conv, (x,)).module(),
+            torch.compile(conv, fullgraph=True, backend="eager"),
+        ):
+            assert relative_error(found(x), expected) < 1e-5
+    finer = torch.randn(2, 2, 71, 73)
+    exported = torch.export.export(conv, (finer,)).module()
+    y = conv(finer)  # nothing that the export made stays behind
+    assert type(y) is torch.Tensor
+    assert relative_error(exported(finer), y) < 1e-5
+
+
 def train(operator, dtype):
     """A few steps towards a shifted and smoothed field; returns the loss of the last ten."""
     generator = torch.Generator().manual_seed(1)
