@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from monarch_sciml.mri.classical import METHODS, density_compensated, sampling_density
+from monarch_sciml.mri.classical import METHODS, density_compensated
 from monarch_sciml.mri.formats import open_kspace
-from monarch_sciml.mri.masks import MaskConfig, draw_mask, volume_seed
+from monarch_sciml.mri.masks import MaskConfig, volume_seed
 from monarch_sciml.mri.metrics import scores
 from monarch_sciml.mri.models import (
     CASCADES,
@@ -26,7 +26,7 @@ from monarch_sciml.mri.models import (
     count_parameters,
     learned_transforms,
 )
-from monarch_sciml.mri.recipe import TrainConfig, train
+from monarch_sciml.mri.recipe import TrainConfig, expected_density, train
 from monarch_sciml.mri.reconstruction import reconstruct_slice
 from monarch_sciml.training import is_finished, read_json, write_json
 
@@ -202,20 +202,14 @@ def questions(settings: Sequence[Setting], names: Iterable[str]) -> list[list[Qu
     return [[Question(method, s) for name in names for method in methods(s)[name]] for s in settings]
 
 
-def density(sampling: MaskConfig, shape: tuple[int, int]) -> Tensor:
-    """Of other masks than those of the evaluation."""
-    masks = torch.stack([draw_mask(sampling, shape, seed).pattern for seed in range(8)])
-    return sampling_density(masks, smoothing=2.0)
-
-
 def prepare(question: Question, shape: tuple[int, int]) -> tuple[Reconstruct, Answer]:
     """The method as a function, and what there is to say of it."""
     if question.method == "density-compensated":
-        d = density(question.setting.sampling, shape)
+        d = expected_density(question.setting.sampling, shape)
         return partial(density_compensated, density=d, power=0.75), {}
     if question.method == "untrained":  # what mSENSE is before training, with the FFT
         start = MSense(shape, CASCADES["msense"])
-        start.compensate(density(question.setting.sampling, shape))
+        start.compensate(expected_density(question.setting.sampling, shape))
         return _network(start), {}
     if isinstance(question.method, str):
         return METHODS[question.method], {}

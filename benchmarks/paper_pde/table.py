@@ -13,7 +13,7 @@ higher rate is the one number chosen after looking at held-out trajectories, tho
 
 Resumable: data and trainings are reused where they are complete. ``--hours`` begins no training after that
 time. Every start writes ``benchmarks/results/paper_pde_<scale>.{md,json,png}``: what it trained or found
-trained, and what the last report has besides, which says how many those are; without its .json there are none.
+trained, and what the last report has besides, counted in it; without the .json of that one there is none.
 ``--missing`` trains only what the last report lacks.
 """
 

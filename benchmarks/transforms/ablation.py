@@ -209,9 +209,8 @@ def main() -> None:
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
         found = pool.map(run, cases, repeat(stop), repeat(options.inputs))
         here = {case: result for case, result in zip(cases, found, strict=True) if result}
-    every = wanted(WANTED)
-    results = {case: r for case in every if (r := here.get(case) or before.get(case))}
-    report(results, len(every))
+    results = {**before, **here}
+    report(results, len({*wanted(WANTED), *results}))
 
 
 def kept() -> dict[Case, Result]:
@@ -233,7 +232,7 @@ def report(results: dict[Case, Result], total: int) -> None:
         "`benchmarks/transforms/`. Relative L2 errors on held-out trajectories, mean ± standard deviation",
         f"over seeds; n is their number. {len(results)} of {total} trainings are done. Seconds are those of",
         "one CPU thread in training. *To the FNO's error*: seconds after which the rollout error is first as",
-        "low as the lowest of the fixed transforms. *Against fixed*: over the seeds that both have, which may be",
+        "low as the lowest of the fixed transforms. *Against fixed*: over the seeds that both have, perhaps",
         "fewer than n. Reproduce: `make ablation`.",
         "",
         "![Rollout error against time](transform_ablation.png)",

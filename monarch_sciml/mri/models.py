@@ -7,15 +7,16 @@ coil is sensitive nothing was measured and the image is zero, as that of any SEN
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg import FactoredTransform, LinearOperator, SeparableTransform
+from monarch_sciml.linalg import FactoredTransform, SeparableTransform
 from monarch_sciml.mri.operators import Sensitivity, conjugate_gradients, encoding, normalise
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
@@ -92,8 +93,8 @@ class MSense(nn.Module):
     def compensate(self, density: Tensor, *, power: float = 0.75) -> None:
         """Weigh points of k-space by ``d^(−power)``, d (1, W) or (H, W) their probability of being measured.
 
-        Until V is trained, x₁ is then the image of ``classical.density_compensated``. Points that are never
-        measured have the weight 1. Raises ``InputError`` for a density of another grid.
+        Until V is trained, x₁ is then the image of ``classical.density_compensated`` with this power. Points
+        that are never measured have the weight 1. Raises ``InputError`` for a density of another grid.
         """
         if density.ndim != 2 or any(
             n not in (1, m) for n, m in zip(density.shape, self.inverse.shape, strict=True)
@@ -107,7 +108,7 @@ class MSense(nn.Module):
         if maps.shape[-3] < 2:
             raise InputError("at least two coils for mSENSE", "one", "use unet, varnet or modl")
         weights = _stretch(_stretch(self.weights, kspace.shape[-1]).mT, kspace.shape[-2]).mT
-        A, B = encoding(maps, pattern), _Backward(Sensitivity(maps), self.inverse, pattern)
+        A, B = encoding(maps, pattern), _backward(maps, self.inverse, pattern)
         x, v = B(kspace * weights), 0.0
         for _ in range(1, self.iterations):
             v = MOMENTUM * v + STEP * B(kspace - A(x))
@@ -150,10 +151,9 @@ class VarNet(nn.Module):
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """→ complex image (B, H, W)."""
         A = encoding(maps, pattern)
-        B: list[LinearOperator] = [A.H]
+        B: list[Callable[[Tensor], Tensor]] = [A.H]
         if self.transforms is not None:
-            S = Sensitivity(maps)
-            B = [_Backward(S, V, pattern) for V in self.transforms]  # type: ignore[arg-type]
+            B = [_backward(maps, V, pattern) for V in self.transforms]  # type: ignore[arg-type]
         x = B[0](kspace)
         scale = normalise(x)
         x, y = x / scale, kspace / scale.unsqueeze(-3)
@@ -201,7 +201,7 @@ class LearnedMaps(nn.Module):
     """Coil maps refined by a network before ``model`` uses them (Sriram et al., MICCAI 2020).
 
     One small U-Net is applied to every coil of the low-resolution maps; the sum of its output and the maps is
-    brought back to Σ|S|² = 1.
+    brought back to Σ|S|² = 1. Where no coil is sensitive, none becomes so.
     """
 
     def __init__(self, model: nn.Module, channels: int = 6, pools: int = 2):
@@ -210,33 +210,26 @@ class LearnedMaps(nn.Module):
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """As ``model``."""
-        maps = maps + self.refinement(maps.flatten(0, 1)).view_as(maps)
+        refined = self.refinement(maps.flatten(0, 1)).view_as(maps)
+        maps = maps + refined * support(maps).unsqueeze(-3)
         return self.model(kspace, pattern, maps / root_sum_of_squares(maps).clamp_min(1e-12).unsqueeze(-3))
 
 
-class _Backward(LinearOperator):
-    """``x = Σ_c S̄_c V y_c``: the learned inverse transform, then coil combination.
+def _backward(maps: Tensor, inverse: LearnedFourier, pattern: Tensor) -> Callable[[Tensor], Tensor]:
+    """``y ↦ Σ_c S̄_c V y_c``: the learned inverse transform, then coil combination.
 
     On the transform's own grid, where V has factors, no coil images are ever held. Columns that were not
     sampled are left out on other grids, where V is a matrix.
     """
-
-    def __init__(self, S: Sensitivity, V: LearnedFourier, pattern: Tensor):
-        super().__init__(S.domain, S.codomain)
-        self.S, self.V = S, V.operator(S.codomain)
-        self.columns = pattern.reshape(-1, pattern.shape[-1]).any(0).nonzero().squeeze(1)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if isinstance(self.V, FactoredTransform):
-            return self.V.combine(x, self.S.maps)
-        V = self.V
-        if 2 * len(self.columns) < x.shape[-1]:
-            x, V = x[..., self.columns], SeparableTransform(V.A, V.B[:, self.columns], V.planes)
-        return self.S.H(V(x))
-
-    @property
-    def H(self) -> LinearOperator:
-        return self.V.H @ self.S
+    V = inverse.operator(tuple(maps.shape[-3:]))
+    if isinstance(V, FactoredTransform):
+        return partial(V.combine, maps=maps)
+    combine = Sensitivity(maps).H
+    columns = pattern.reshape(-1, pattern.shape[-1]).any(0).nonzero().squeeze(1)
+    if 2 * len(columns) >= pattern.shape[-1]:
+        return combine @ V
+    sampled = SeparableTransform(V.A, V.B[:, columns], V.planes)
+    return lambda y: combine(sampled(y[..., columns]))
 
 
 @dataclass(frozen=True)

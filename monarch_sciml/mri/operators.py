@@ -238,8 +238,8 @@ def conjugate_gradients(
 ) -> Tensor:
     """Solve ``(AᴴA + λI) x = b`` by conjugate gradients from ``x``, zero by default.
 
-    ``b`` (..., *A.domain); leading dimensions are independent systems. Differentiable. Stops early only where
-    the residual vanishes.
+    ``b`` (..., *A.domain); leading dimensions are independent systems. Differentiable. Always takes
+    ``iterations`` steps; a system without a residual rests, so that ``b = 0`` gives 0.
     """
     b = as_tensor(b, "b")
     axes = tuple(range(-len(A.domain), 0))

@@ -58,7 +58,7 @@ LEAST |= dict.fromkeys(("cascades", "channels", "pools", "modes"), 1)
 LEAST |= dict.fromkeys(("epochs", "batch", "n_train", "n_test", "devices", "threads"), 1)
 MOST: dict[str, int] = dict.fromkeys(("cascades", "channels", "modes"), 65536)
 MOST |= dict.fromkeys(("learning_rate", "transform_rate", "penalty"), 10**6) | {"pools": 10, "threads": 1024}
-POISSON_DISCS = 32  # different ones in training: each takes a while to draw
+POISSON_DISCS = 32  # different ones in training, of all accelerations together: each takes a while to draw
 PRIOR = 400  # of mSENSE: how many slices its start counts for
 CACHED_BYTES = 2 << 30
 

@@ -177,6 +177,22 @@ def test_a_batch_is_its_slices(kind, columns):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("maps_of", ["espirit", "learned"])
+@pytest.mark.parametrize("shape", [SHAPE, (18, 25)])
+def test_where_no_coil_is_sensitive_the_image_is_zero_whatever_the_weights(kind, maps_of, shape):
+    model, (kspace, pattern, maps) = build(kind, maps=maps_of), scan(shape, batch=2, columns=False)
+    maps[..., :5] = 0
+    maps[0, :, 7, 9] = 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        image = model(kspace, pattern, maps)
+    assert (image[..., :5] == 0).all()
+    assert image[0, 7, 9] == 0
+    assert image.count_nonzero() > 0.4 * image.numel()  # a U-Net cuts off what would be negative
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns(kind):
     model = build(kind, share_transforms=False, maps="learned")
     model(*scan(columns=False)).abs().sum().backward()
@@ -252,16 +268,26 @@ def test_learned_transforms_are_found_and_their_departure_is_a_penalty():
     assert learned_transforms(model)[0].L_y.grad.any()
 
 
+class Maps(torch.nn.Module):
+    """The maps that a model is given."""
+
+    def forward(self, kspace, pattern, maps):
+        return maps
+
+
 def test_learned_maps_stay_normalised():
-    seen = []
+    refined = LearnedMaps(Maps())(*scan(batch=2))
+    assert torch.allclose(refined.abs().square().sum(1), torch.ones(2, *SHAPE), atol=1e-5)
 
-    class Spy(torch.nn.Module):
-        def forward(self, kspace, pattern, maps):
-            seen.append(maps)
-            return maps[:, 0]
 
-    LearnedMaps(Spy())(*scan(batch=2))
-    assert torch.allclose(seen[0].abs().square().sum(1), torch.ones(2, *SHAPE), atol=1e-5)
+def test_maps_that_a_network_of_zeros_refines_are_the_given_ones_normalised():
+    kspace, pattern, maps = scan(batch=2)
+    maps[..., :3] = 0
+    model = LearnedMaps(Maps())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert relative_error(model(kspace, pattern, 3j * maps), 1j * maps) < 1e-6
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 4)])

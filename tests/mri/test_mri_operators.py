@@ -162,6 +162,22 @@ def test_conjugate_gradients_rest_at_the_solution():
     assert torch.equal(conjugate_gradients(A, b, iterations=0), 0 * b)
 
 
+def test_a_system_of_zeros_stays_at_zero_beside_another_and_its_gradients_are_finite():
+    """However many steps are taken: they are as many for every system of a batch."""
+    shape = (2, 3, 6, 5)
+    mask = torch.stack([pattern("columns", shape) for _ in range(2)])
+    S, b = maps(*shape).requires_grad_(), torch.randn(2, 6, 5, dtype=torch.complex128)
+    b[0] = 0
+    b.requires_grad_()
+    for iterations in (1, 50):
+        x = conjugate_gradients(encoding(S, mask), b, damping=0.1, iterations=iterations)
+        assert (x[0] == 0).all()
+        assert x[1].isfinite().all()
+        assert x[1].any()
+        gradients = torch.autograd.grad(x.real.sum(), (S, b))
+        assert all(g.isfinite().all() for g in gradients)
+
+
 def test_conjugate_gradients_are_differentiable():
     shape = (2, 3, 4)
     mask = pattern("points", shape)
