@@ -22,7 +22,7 @@ from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
 from monarch_sciml.nn import LearnedFourier
 from monarch_sciml.training.hub import Pretrained, read_settings
-from monarch_sciml.training.model_card import About, count
+from monarch_sciml.training.model_card import About, count, count_parameters
 
 __all__ = [
     "KINDS",
@@ -378,8 +378,3 @@ def departures(model: nn.Module) -> Tensor:
     """Mean over the learned transforms of ‖W − F‖²/‖F‖²: a penalty, zero where there are none."""
     found = [transform.departure() ** 2 for transform in learned_transforms(model)]
     return torch.stack(found).mean() if found else torch.zeros(())
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable real numbers."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

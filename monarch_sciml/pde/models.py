@@ -13,7 +13,7 @@ from monarch_sciml.nn.inputs import check_dtype
 from monarch_sciml.nn.spectral import is_spectral_conv
 from monarch_sciml.pde.baselines import ResNet, TFNet, UNet
 from monarch_sciml.training.hub import Pretrained, read_settings
-from monarch_sciml.training.model_card import About, count
+from monarch_sciml.training.model_card import About, count, count_parameters
 
 __all__ = [
     "FramePredictor",
@@ -80,11 +80,6 @@ def _body(n_modes: tuple[int, ...], width: int, in_channels: int, out_channels: 
         n_layers=layers,
         **options,
     )
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Real numbers that are trained: a complex parameter counts twice."""
-    return sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters() if p.requires_grad)
 
 
 def can_fuse(model: nn.Module) -> bool:

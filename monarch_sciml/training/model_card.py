@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
 from monarch_sciml.training.run import read_config, read_json
 
-__all__ = ["About", "count", "model_card"]
+__all__ = ["About", "count", "count_parameters", "model_card"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class About:
 def count(number: int, thing: str) -> str:
     """ "1 layer", "2 layers"."""
     return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Real numbers that are trained: a complex parameter counts twice."""
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters() if p.requires_grad)
 
 
 def model_card(about: About, *, source: str, run: Path | None, license: str) -> str:
