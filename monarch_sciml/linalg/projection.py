@@ -28,8 +28,9 @@ def project(A: Tensor, nblocks: tuple[int, int] | None = None, *, rank: int = 1)
 
     ``A`` is (..., m, n), real or complex, square or not. ``nblocks = (J, K)`` are the block counts of L and
     R; J divides m and K divides n. By default each is the divisor nearest to the square root, the larger for
-    K. O(m·n·√n) for square matrices. Raises ``InputError`` when the counts do not divide the shape, or the
-    rank exceeds that of the slices, m/J × n/K; ``project_padded`` takes any counts.
+    K. O(m·n·√n) for square matrices. Half precision is decomposed in float32; the factors have the dtype of
+    A. Raises ``InputError`` for entries that are not finite, when the counts do not divide the shape, or when
+    the rank exceeds that of the slices, m/J × n/K; ``project_padded`` takes any counts.
     """
     _check_matrix(A)
     m, n = A.shape[-2:]
@@ -41,11 +42,12 @@ def project(A: Tensor, nblocks: tuple[int, int] | None = None, *, rank: int = 1)
     full = min(m // J, n // K)
     if not 1 <= rank <= full:
         raise InputError(f"a rank from 1 to {full}", str(rank), "choose fewer blocks or a lower rank")
-    u, sigma, vh = torch.linalg.svd(_slices(A, J, K), full_matrices=False)
+    u, sigma, vh = torch.linalg.svd(_slices(A.to(_decomposed(A.dtype)), J, K), full_matrices=False)
     root = sigma[..., :rank].sqrt()
     L = u[..., :rank] * root[..., None, :]  # (..., j, k, ℓ, t)
     R = root[..., None] * vh[..., :rank, :]  # (..., j, k, t, i)
-    return MonarchMatrix(L.transpose(-3, -2).flatten(-2), R.transpose(-4, -3).flatten(-3, -2))
+    L, R = L.transpose(-3, -2).flatten(-2), R.transpose(-4, -3).flatten(-3, -2)
+    return MonarchMatrix(L.to(A.dtype), R.to(A.dtype))
 
 
 def project_padded(A: Tensor, nblocks: tuple[int, int], *, rank: int = 1) -> Cropped:
@@ -82,21 +84,23 @@ def compare_blocks(A: Tensor, budget: float) -> list[BlockChoice]:
 
     For each pair of divisors J of m and K of n the rank is the largest with T·(K·m + J·n) ≤ budget·m·n
     numbers, or the lowest that is as accurate; pairs too large at rank 1 are left out. Errors come from the
-    singular values of the slices; differences below 100 ε of the dtype count as none, and then fewer
-    parameters come first.
+    singular values of the slices; differences below 100 ε of the dtype (of float32 for half precision, and
+    at least ε of A's own) count as none, and then fewer parameters come first.
 
     The search decomposes A once per feasible pair, O(m·n·min(m/J, n/K)) each, where J = K = 1 is a full
     singular value decomposition: 193 of them for 768 × 768 and a budget of 0.25. Sizes with few divisors
-    leave few choices: pad A. Raises ``InputError`` for a budget that nothing meets.
+    leave few choices: pad A. Raises ``InputError`` for a budget that nothing meets, and for entries that are
+    not finite.
     """
     _check_matrix(A)
-    (m, n), A = A.shape[-2:], A.detach()
+    (m, n), dtype = A.shape[-2:], _decomposed(A.dtype)
     least = (m + n) / max(m * n, 1)
     if not least <= budget < math.inf:
         raise InputError(
             f"a budget of at least {least:.3g}", f"{budget}", f"it is a share of {m}·{n} numbers"
         )
-    noise = 100 * torch.finfo(A.dtype).eps
+    noise = max(100 * torch.finfo(dtype).eps, torch.finfo(A.dtype).eps)
+    A = A.detach().to(dtype)
     rows = []
     for J, K in product(_divisors(m), _divisors(n)):
         most = min(math.floor(budget * m * n / (K * m + J * n) + 1e-9), m // J, n // K)
@@ -128,6 +132,13 @@ def _check_matrix(A: Tensor) -> None:
             f"{A.dtype} of shape {tuple(A.shape)}",
             "convert it with .to(torch.float64)",
         )
+    if not A.is_meta and not A.isfinite().all():
+        raise InputError("a matrix of finite numbers", "NaN or infinity", "A.isfinite() shows where")
+
+
+def _decomposed(dtype: torch.dtype) -> torch.dtype:
+    """The precision of a singular value decomposition: there is none in half precision."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _slices(A: Tensor, J: int, K: int) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.nn.attention import ProjectedAttention, projections
@@ -58,7 +60,7 @@ def monarchize(
             ``MonarchLinear``, for GPT-2 its 0.02, for a weight of zeros L = 0. Biases stay in both.
 
     Raises:
-        InputError: the patterns match no layer.
+        InputError: the patterns match no layer, or a weight has entries that are not finite.
     """
     if mode not in ("init", "project"):
         raise InputError("mode 'init' or 'project'", repr(mode), "choose one of them")
@@ -70,7 +72,7 @@ def monarchize(
             ", ".join(sorted({stack_name(layer.name) for layer in layers})) or "no linear layer in it",
             "choose among these names, or use MonarchLinear.from_linear for a single layer",
         )
-    before = sum(p.numel() for p in model.parameters())
+    before = _numbers(model)
     exchange: dict[nn.Module, nn.Module] = {}
     rows = []
     for layer, reason in zip(layers, reasons, strict=True):
@@ -93,7 +95,12 @@ def monarchize(
         fewer = sum(part.L.numel() + part.R.numel() for part in parts)
         rows.append(Row(*sizes, dense, fewer + dense - macs, macs, fewer, error, None))
     _replace(model, exchange)
-    return Report(tuple(rows), before, sum(p.numel() for p in model.parameters()))
+    return Report(tuple(rows), before, _numbers(model))
+
+
+def _numbers(model: nn.Module) -> int:
+    """Parameters, without those of lazy layers that have no size yet."""
+    return sum(p.numel() for p in model.parameters() if not is_lazy(p))
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -101,8 +108,9 @@ def densify(model: nn.Module) -> nn.Module:
 
     ``MonarchLinear`` becomes ``nn.Linear``, a fused projection one ``nn.Linear`` (also where a ``Conv1D``
     was), a 1 × 1 convolution that convolution; attention keeps its separate projections, then dense. Learned
-    transforms keep their class, see ``LearnedTransform.densify_``. Returns ``model``, or the dense layer
-    where ``model`` itself is a Monarch one.
+    transforms keep their class, see ``LearnedTransform.densify_``. A dense weight is trained if one of its
+    factors was, and shared where both were. Returns ``model``, or the dense layer where ``model`` itself is a
+    Monarch one. Raises ``InputError`` for a parametrised learned transform.
     """
     return multiply_out(model)[0]
 
@@ -113,27 +121,47 @@ Part = tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Product:
-    """What became of factors: the dense ``weight`` is made of the ``parts``, one above the other."""
+    """What became of factors: the dense ``weight`` is made of the ``parts``, one above the other.
+
+    ``sources`` are the parameters that the parts are, or are computed from (weight_norm).
+    """
 
     weight: nn.Parameter
     parts: tuple[Part, ...]
+    sources: tuple[Tensor, ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for products of the same factors."""
+        return self.weight.shape, *(id(factor) for part in self.parts for factor in part[:2])
 
 
 def multiply_out(model: nn.Module) -> tuple[nn.Module, list[Product]]:
     """``densify``, and for every dense weight the factors that it came from."""
-    exchange, products = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, LEARNED) and is_parametrized(module):
+            raise InputError(
+                "learned transforms without parametrizations",
+                f"some of {name or 'the model'}",
+                "take them off with torch.nn.utils.parametrize.remove_parametrizations",
+            )
+    exchange: dict[nn.Module, nn.Module] = {}
+    products: dict[tuple[Any, ...], Product] = {}
     inside: set[nn.Module] = set()
     for module in model.modules():  # the outer one first
         if module in inside:
             continue
+        made: dict[str, Product] = {}
         if isinstance(module, LEARNED):
-            products += _densify_transform(module)
+            made = _densify_transform(module)
         elif isinstance(module, (MonarchLinear, StackedLinear, MonarchPointwise, MonarchConv)):
             inside |= set(module.modules())
-            exchange[module], product = _densified(module)
-            products.append(product)
+            exchange[module], made["weight"] = _densified(module)
+        for name, product in made.items():
+            weight = products.setdefault(product.key, product).weight
+            setattr(exchange.get(module, module), name, weight)  # tied factors make a tied weight
     _replace(model, exchange)
-    return exchange.get(model, model), products
+    return exchange.get(model, model), list(products.values())
 
 
 @dataclass(frozen=True)
@@ -236,6 +264,10 @@ def _parts(layer: _Layer, nblocks: int, mode: str) -> tuple[list[Any], float | N
     """The Monarch matrices for a layer, and the relative error of the projection."""
     parts, lost = [], 0.0
     meta = layer.weight.device.type == "meta"
+    if not meta and not layer.weight.isfinite().all():
+        raise InputError(
+            f"finite weights in layer {layer.name}", "NaN or infinity", "mend them, or exclude the layer"
+        )
     for weight in layer.weight.chunk(layer.blocks):
         out, inner = weight.shape
         if layer.kind == "convolution":
@@ -298,7 +330,8 @@ def _densified(
     dense = module.to_conv() if convolution else module.to_linear()
     inner = module.linear if isinstance(module, MonarchPointwise) else module
     layers = inner.layers if isinstance(inner, StackedLinear) else [inner]
-    dense.weight.requires_grad_(any(layer.L.requires_grad for layer in layers))  # type: ignore[union-attr]
+    sources = tuple(p for p in inner.parameters() if p is not inner.bias)
+    dense.weight.requires_grad_(any(p.requires_grad for p in sources))
     dense.bias = inner.bias  # type: ignore[assignment]
     kernel = dense.weight.shape[2:]
 
@@ -312,23 +345,25 @@ def _densified(
 
         return layer.L, layer.R, layout
 
-    return dense.train(module.training), Product(dense.weight, tuple(part(layer) for layer in layers))  # type: ignore[arg-type]
+    parts = tuple(part(layer) for layer in layers)  # type: ignore[arg-type]
+    return dense.train(module.training), Product(dense.weight, parts, sources)  # type: ignore[arg-type]
 
 
-def _densify_transform(transform: LearnedTransform | LearnedFourier) -> list[Product]:
+def _densify_transform(transform: LearnedTransform | LearnedFourier) -> dict[str, Product]:
     """Rows (ℓ, j), as many as are kept, and columns (i, k), for a stride permutation goes first."""
     axes = [""] if isinstance(transform, LearnedTransform) else ["_y", "_x"]
     factors = [(getattr(transform, f"L{a}"), getattr(transform, f"R{a}")) for a in axes]
     transform.densify_()
-    products = []
+    products = {}
     for axis, (L, R) in zip(axes, factors, strict=True):
-        weight = getattr(transform, f"L{axis}")
+        weight: Any = getattr(transform, f"L{axis}")
         if weight is not L:
+            weight.requires_grad_(L.requires_grad or R.requires_grad)
             rows = weight.shape[1]
 
             def layout(tiles: Tensor, rows: int = rows) -> Tensor:
                 W = tiles.permute(2, 0, 3, 1).flatten(2).flatten(0, 1)[:rows]
                 return torch.view_as_real(W)[None] if W.is_complex() else W[None]
 
-            products.append(Product(weight, ((L, R, layout),)))
+            products[f"L{axis}"] = Product(weight, ((L, R, layout),), (L, R))
     return products

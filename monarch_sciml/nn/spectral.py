@@ -129,8 +129,13 @@ class MonarchSpectralConv(nn.Module):
         """The same map as a (trained) ``SpectralConv`` of neuraloperator, with transforms that can learn.
 
         A factorised weight is multiplied out. ``grid`` is the one the transforms are defined on, usually that
-        of the training. Raises ``InputError`` for a separable or complex-valued convolution, and for odd
-        sizes of any axis but the last: neuraloperator 2.0 exchanges frequencies there, no convolution.
+        of the training. Modes that are stored and not in use (``max_n_modes``) are kept as far as the grid
+        holds them. Where the layer changes the resolution the map is the convolution that it stands for:
+        neuraloperator 2.0 drops or misplaces negative frequencies there, of all axes but the last.
+
+        Raises ``InputError`` for a separable or complex-valued convolution, for more modes in use than the
+        grid holds, and for odd sizes of any axis but the last: neuraloperator 2.0 exchanges frequencies
+        there, no convolution.
         """
         sizes = (grid,) if isinstance(grid, int) else tuple(grid)
         if getattr(conv, "separable", False) or getattr(conv, "complex_data", False):
@@ -147,19 +152,26 @@ class MonarchSpectralConv(nn.Module):
             )
         tensor: Any = conv.weight
         weight: Tensor = (tensor.to_tensor() if hasattr(tensor, "to_tensor") else tensor).detach()
-        # totals per axis, as in the constructor, from what is stored: half of the last axis
         *modes, half = weight.shape[2:]
-        used: Any = conv.n_modes
+        *used, used_half = (int(m) for m in conv.n_modes)  # type: ignore[union-attr]
+        kept = []
+        for axis, (stored, m, n) in enumerate(zip(modes, used, sizes, strict=False), start=2):
+            # those in use are in the middle, with frequency zero at the same place in both
+            zero = (stored - m) // 2 + m // 2
+            kept.append(max(m, min(stored, n, 2 * zero + 1)))
+            weight = weight.narrow(axis, zero - kept[-1] // 2, kept[-1])
+        half = max(used_half, min(half, sizes[-1] // 2 + 1))
+        weight = weight[..., :half]
         scaling: Any = conv.resolution_scaling_factor
         layer = cls(
             weight.shape[0],
             weight.shape[1],
-            (*used[:-1], max(1, 2 * (used[-1] - 1))),
+            (*used, max(1, 2 * (used_half - 1))),  # totals, as in the constructor
             grid=grid,
             learned=learned,
             bias=conv.bias is not None,
             resolution_scaling_factor=scaling,
-            max_n_modes=(*modes, max(1, 2 * (half - 1))),
+            max_n_modes=(*kept, max(1, 2 * (half - 1))),
         )
         layer.to(weight.device)
         with torch.no_grad():
@@ -241,8 +253,9 @@ class MonarchSpectralConv(nn.Module):
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
-            and all(t.is_fourier() for m in (self.analysis, self.synthesis) for t in self._transforms(m))
             and not isinstance(self._transforms(self.analysis)[0].L, nn.Parameter)
+            and not torch.compiler.is_compiling()  # whose shapes and branches must not depend on numbers
+            and all(t.is_fourier() for m in (self.analysis, self.synthesis) for t in self._transforms(m))
         )
 
     def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
@@ -290,7 +303,7 @@ def use_learned_transforms(model: nn.Module, grid: int | Sequence[int]) -> nn.Mo
     A trained FNO becomes an FNO-Monarch that predicts the same, ready to be trained on: its Fourier
     transforms are Monarch matrices already, so nothing is lost. ``grid`` is usually the one it was trained
     on. Where the resolution changes between layers, the resampling of skip connections is exact afterwards,
-    not bicubic. Works in place and returns ``model``. Raises ``InputError`` when there is no such layer, or
+    not bicubic, and negative frequencies stay where they are, so that predictions differ. Works in place and returns ``model``. Raises ``InputError`` when there is no such layer, or
     one that can not be represented.
     """
     found = [

@@ -11,7 +11,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import LBFGS, SGD, Adam, Optimizer
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.nn.convert import Part, Product, monarchize, multiply_out
@@ -28,7 +28,8 @@ def reverse_sparsification(model: nn.Module, optimizer: Optimizer) -> nn.Module:
 
     "Reverse sparsification" of Dao et al. (ICML 2022): most of the steps with Monarch matrices, the rest
     dense. The output of the model stays as it was. A dense weight W takes the place of its factors in their
-    parameter group, with its learning rate and weight decay; schedules go on. Call it between two steps::
+    parameter group (the first one that holds a factor that is trained), with its learning rate and weight
+    decay; schedules go on. Call it between two steps::
 
         if step == round(0.9 * steps):
             reverse_sparsification(model, optimizer)
@@ -39,7 +40,7 @@ def reverse_sparsification(model: nn.Module, optimizer: Optimizer) -> nn.Module:
     its square become a product of rows and columns, as in Adafactor (arXiv 1804.04235): for independent
     entries ``E g_U[s,t]² = Σ_i E G[s,i]² V[t,i]²``, so the mean over row s of a tile is
     ``Σ_t E g_U[s,t]² / ‖V‖²``, and likewise for columns. Steps are counted on. Other optimisers start the
-    dense weights without a state, with a warning.
+    dense weights without a state, with a warning; so do weights with a factor that is frozen or parametrised.
 
     Why so: on a small regression (AdamW, switched after 70 % of the steps, three seeds) the test loss in the
     next 20 steps is at most 1.00 times what it was at the switch. With an empty state it is 1.03, with
@@ -50,39 +51,70 @@ def reverse_sparsification(model: nn.Module, optimizer: Optimizer) -> nn.Module:
     Returns ``model``, or the dense layer where ``model`` itself is a Monarch one.
 
     Raises:
-        InputError: there is no Monarch matrix in the model.
+        InputError: there is no Monarch matrix in the model, or the optimiser is LBFGS, which keeps a list of
+            parameters that nothing can be exchanged in.
     """
+    _check_groups(optimizer)
     order = {p: i for i, p in enumerate(model.parameters())}
     model, products = multiply_out(model)
     if not products:
         raise InputError(
             "a model with Monarch matrices", "none", "convert it with monarchize before training"
         )
-    known = isinstance(optimizer, (SGD, Adam))
+    now = {p: i for i, p in enumerate(model.parameters())}
+    gone = {source for product in products for source in product.sources if source not in now}
+    places = _places(products, optimizer)
     states = {}
     for product in products:
-        factors = [[optimizer.state.pop(f, {}) for f in part[:2]] for part in product.parts]
-        states[product.weight] = _state(product, factors) if known else {}
-        if not known and any(state for pair in factors for state in pair):
-            warnings.warn(
-                f"{type(optimizer).__name__} is not known here: dense weights start without a state of it",
-                stacklevel=2,
-            )
-    now = {p: i for i, p in enumerate(model.parameters())}
+        states[product.weight] = _carried(product, optimizer)
     for group in optimizer.param_groups:
-        _exchange(group, products, order, now)
+        _exchange(group, places, gone, order, now)
+    for source in gone:
+        optimizer.state.pop(source, None)
     held = {p for group in optimizer.param_groups for p in group["params"]}
     optimizer.state.update({weight: state for weight, state in states.items() if state and weight in held})
     return model
 
 
-def _exchange(group: dict[str, Any], products: list[Product], order: dict, now: dict) -> None:
-    """In one parameter group, W in the place of the first factor; the others leave."""
-    place = {product.parts[0][0]: product.weight for product in products}
-    gone = {factor for product in products for part in product.parts for factor in part[:2]}
+def _check_groups(optimizer: Optimizer) -> None:
+    """Refuse an optimiser whose parameters can not be exchanged in its groups."""
+    if isinstance(optimizer, LBFGS):
+        raise InputError(
+            "an optimiser that finds its parameters in its groups",
+            "LBFGS, which keeps a list of its own",
+            "call densify and make a new LBFGS",
+        )
+
+
+def _places(products: list[Product], optimizer: Optimizer) -> dict[Tensor, list[nn.Parameter]]:
+    """For a factor the dense weights that take its place: the first held by a group, trained ones first."""
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    places: dict[Tensor, list[nn.Parameter]] = {}
+    for product in products:
+        candidates = sorted(product.sources, key=lambda source: not source.requires_grad)
+        first = next((source for source in candidates if source in held), None)
+        if first is not None:
+            places.setdefault(first, []).append(product.weight)
+    return places
+
+
+def _carried(product: Product, optimizer: Optimizer) -> dict[str, Any]:
+    """The state of W; empty, with a warning, where there was one of its factors that can not be carried."""
+    known, name = isinstance(optimizer, (SGD, Adam)), type(optimizer).__name__
+    factors = [[optimizer.state.get(factor, {}) for factor in part[:2]] for part in product.parts]
+    state = _state(product, factors) if known else {}
+    if not state and any(optimizer.state.get(source) for source in product.sources):
+        reason = f"{name} has no state of one of the factors" if known else f"{name} is not known here"
+        warnings.warn(f"{reason}: dense weights start without a state of it", stacklevel=3)
+    return state
+
+
+def _exchange(group: dict[str, Any], places: dict, gone: set, order: dict, now: dict) -> None:
+    """In one parameter group, the dense weights in their places; the factors leave."""
     before = group["params"]
     names = group.get("param_names", [""] * len(before))
-    kept = [(place.get(p, p), n) for p, n in zip(before, names, strict=True) if p in place or p not in gone]
+    pairs = zip(before, names, strict=True)
+    kept = [(q, n) for p, n in pairs for q in (*places.get(p, ()), p) if q not in gone]
     # a group in the order of the model stays so: the state of an optimiser is saved by position
     positions = [order.get(p, -1) for p in before]
     if positions == sorted(positions) and all(p in now for p, _ in kept):
@@ -154,7 +186,7 @@ class ReverseSparsification(Callback):
 
     ``Trainer(callbacks=[ReverseSparsification(0.9)])`` around a module whose model is converted with
     ``monarchize``. A run that is resumed from a checkpoint of after the switch goes on dense: build it as at
-    the start, with this callback. On one device and with one optimiser.
+    the start, with this callback. On one device and with one optimiser, not LBFGS.
 
     Args:
         fraction: of the trainer's estimated number of steps, 0 < fraction < 1.
@@ -176,16 +208,18 @@ class ReverseSparsification(Callback):
         self._hook.remove()
         self._hook = None
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Refuse before the first step what could not be switched after most of them."""
+        if len(trainer.optimizers) != 1:
+            raise InputError("one optimiser", str(len(trainer.optimizers)), "switch in a loop of your own")
+        _check_groups(trainer.optimizers[0])
+
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Switch when the time has come."""
         steps = trainer.estimated_stepping_batches
         if not self.switched and trainer.global_step >= self.fraction * steps:
-            if len(trainer.optimizers) != 1:
-                raise InputError(
-                    "one optimiser", str(len(trainer.optimizers)), "switch in a loop of your own"
-                )
             reverse_sparsification(pl_module, trainer.optimizers[0])
             self.switched = True
 

@@ -46,7 +46,8 @@ def refusal(call: Any, *arguments: Any, **options: Any) -> Any:
 def close(found: Tensor, wanted: Tensor) -> bool:
     """Equal to rounding, of the coarser type."""
     scale = max(float(wanted.abs().max()), 1e-30) if wanted.numel() else 1.0
-    return found.shape == wanted.shape and bool((found - wanted).abs().le(1e-4 * scale).all())
+    rounding = max(1e-4, 8 * torch.finfo(found.dtype).eps)
+    return found.shape == wanted.shape and bool((found - wanted).abs().le(rounding * scale).all())
 
 
 @fuzz(60, n=st.sampled_from([-(2**63), -1, 0, 1, 2, 3, 12, 13, 64, 97]), dtype=st.sampled_from(DTYPES))

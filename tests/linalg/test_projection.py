@@ -151,6 +151,35 @@ def test_lower_precision_keeps_its_dtype():
     assert relative_error(M.to_dense(), A) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_decomposed_in_single(dtype):
+    A = torch.randn(12, 10).to(dtype)
+    M, single = project(A, (4, 5)), project(A.float(), (4, 5))
+    assert (M.L.dtype, M.R.dtype) == (dtype, dtype)
+    assert torch.equal(M.L, single.L.to(dtype))
+    assert torch.equal(M.R, single.R.to(dtype))
+    assert project_padded(A, (5, 3)).full.L.dtype == dtype
+    # rounding to this dtype hides no structure, and is not taken for one
+    exact = random_monarch((), (36, 36), (6, 6), torch.float32).to_dense().to(dtype)
+    for budget in (0.34, 0.5, 0.9):
+        assert choose_blocks(exact, budget)[:3] == ((6, 6), 1, 432)
+    found, expected = (compare_blocks(B, 0.6) for B in (A, A.float()))
+    assert {row.nblocks for row in found} == {row.nblocks for row in expected}
+    assert found[0].error == pytest.approx(expected[0].error, abs=torch.finfo(dtype).eps)
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    for value in (torch.nan, torch.inf, complex(0, torch.inf)):
+        A = torch.randn(12, 10, dtype=torch.complex64 if isinstance(value, complex) else torch.float32)
+        A[3, 4] = value
+        for call in (project, lambda A: project_padded(A, (5, 3)), lambda A: choose_blocks(A, 0.5)):
+            with pytest.raises(
+                InputError, match=r"finite numbers; found NaN or infinity; A.isfinite\(\) shows"
+            ):
+                call(A)
+    assert project(torch.empty(12, 10, device="meta")).shape == (12, 10)  # which holds no numbers
+
+
 def test_errors_name_the_remedy():
     with pytest.raises(InputError, match=r"J dividing 12 and K dividing 10; found \(5, 5\); choose divisors"):
         project(torch.randn(12, 10), (5, 5))

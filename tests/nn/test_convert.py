@@ -12,7 +12,7 @@ from torch import nn
 
 from monarch_sciml import InputError, MonarchLinear
 from monarch_sciml.linalg import project
-from monarch_sciml.nn import LearnedFourier, LearnedTransform, PointwiseConv
+from monarch_sciml.nn import LearnedFourier, PointwiseConv
 from monarch_sciml.nn.convert import densify, monarchize
 from monarch_sciml.nn.linear import MonarchPointwise, StackedLinear
 
@@ -184,52 +184,6 @@ def test_mri_models_keep_their_output(name):
     assert all(m.L_y.shape == (1, 12, 12, 2) and "R_y" not in dict(m.named_parameters()) for m in learned)
 
 
-@pytest.mark.parametrize("sizes", [(12, 5), (13, 13), (10, 6)], ids=str)
-@pytest.mark.parametrize("learned", [True, False])
-def test_learned_transforms_become_dense_in_place(sizes, learned, double):
-    n, modes = sizes
-    transform = LearnedTransform(n, modes, scale=0.3, hermitian=True, first=0, learned=learned)
-    W = transform()
-    with torch.no_grad():
-        transform.L.add_(0.1 * torch.randn_like(transform.L))
-    W, coarse, adjoint = transform(), transform(n + 3), transform.adjoint(n - 2)
-    shapes = transform.L.shape, transform.R.shape
-    assert densify(transform) is transform
-    if learned:
-        assert [name for name, _ in transform.named_parameters()] == ["L"]
-        assert transform.L.shape == (1, modes, n, 2)
-    else:
-        assert (transform.L.shape, transform.R.shape) == shapes
-    for found, expected in (
-        (transform(), W),
-        (transform(n + 3), coarse),
-        (transform.adjoint(n - 2), adjoint),
-    ):
-        assert relative_error(found, expected) < 1e-13
-    L = transform.L
-    assert transform.densify_().L is L
-    other = LearnedTransform(n, modes, scale=0.3, hermitian=True, first=0, learned=learned).densify_()
-    other.load_state_dict(transform.state_dict())
-    assert torch.equal(other(), transform())
-
-
-@pytest.mark.parametrize("inverse", [True, False])
-def test_learned_fourier_becomes_dense_on_every_grid(inverse, double):
-    fourier = LearnedFourier((12, 7), inverse=inverse)
-    with torch.no_grad():
-        for p in fourier.parameters():
-            p += 0.1 * torch.randn_like(p)
-    xs = [torch.randn(2, *s, dtype=torch.complex128) for s in ((12, 7), (10, 9))]
-    before = [fourier.operator(tuple(x.shape))(x).detach() for x in xs]
-    adjoints = [fourier.operator(tuple(x.shape)).H(x).detach() for x in xs]
-    fourier.densify_()
-    assert [name for name, _ in fourier.named_parameters()] == ["L_y", "L_x"]
-    for x, y, a in zip(xs, before, adjoints, strict=True):
-        operator = fourier.operator(tuple(x.shape))
-        assert relative_error(operator(x), y) < 1e-12
-        assert relative_error(operator.H(x), a) < 1e-12
-
-
 def test_projection_is_the_nearest_and_its_error_is_reported(double):
     model = mlp()
     weight = model[0].weight.detach().clone()
@@ -329,6 +283,26 @@ def test_one_module_in_two_places_stays_one():
     assert isinstance(model["a"], nn.Linear)
 
 
+def test_layers_without_a_size_stay_as_they_are():
+    model = nn.Sequential(nn.Linear(64, 64), nn.LazyLinear(64), nn.LazyConv1d(4, 3))
+    report = monarchize(model)
+    assert [(row.name, row.reason) for row in report.rows] == [("0", None)]
+    assert report.parameters_before - report.parameters_after == report.linear_before - report.linear_after
+    assert model[:2](torch.randn(3, 64)).shape == (3, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_projected_in_single(dtype):
+    model = nn.Sequential(nn.Linear(64, 48), nn.Conv1d(48, 64, 1), nn.Conv1d(64, 64, 3)).to(dtype)
+    single = copy.deepcopy(model).float()
+    report, expected = monarchize(model), monarchize(single)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    for row, other in zip(report.rows, expected.rows, strict=True):
+        assert row.error == pytest.approx(other.error, rel=1e-3)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, single.get_parameter(name).to(dtype)), name
+
+
 def test_patterns_name_layers_and_what_is_around_them():
     model = encoder()
     report = monarchize(model, 4, include=("layers.0", "*.linear2"), exclude=("*.out_proj",))
@@ -390,6 +364,16 @@ def test_errors_name_what_there_is():
         monarchize(mlp(), mode="svd")
 
 
-def test_the_model_itself():
-    layer = MonarchLinear(16, 12)
-    assert isinstance(densify(layer), nn.Linear)
+@pytest.mark.parametrize("mode", ["project", "init"])
+@pytest.mark.parametrize(
+    ("layer", "parameter", "value"),
+    [("0", "0.weight", torch.nan), ("1.v_proj", "1.in_proj_weight", torch.inf), ("2", "2.weight", torch.nan)],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(layer, parameter, value, mode):
+    model = nn.Sequential(nn.Linear(16, 16), nn.MultiheadAttention(16, 2), nn.Conv1d(16, 16, 3))
+    model.get_parameter(parameter).data[-1, 3] = value
+    with pytest.raises(InputError, match=f"finite weights in layer {layer}; found NaN or infinity; mend"):
+        monarchize(model, mode=mode)
+    assert isinstance(model[0], nn.Linear), "nothing is exchanged when something is refused"
+    report = monarchize(model, mode=mode, exclude=(layer,))
+    assert {row.name: row.reason for row in report.rows}[layer] == "not matched"

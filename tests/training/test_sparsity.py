@@ -9,6 +9,7 @@ import pytest
 import torch
 from laws import relative_error
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from monarch_sciml import InputError, MonarchLinear
 from monarch_sciml.nn import LearnedTransform
@@ -167,6 +168,77 @@ def test_before_the_first_step_there_is_nothing_to_carry():
     assert math.isfinite(train(model, optimizer, 2))
 
 
+def test_an_optimiser_with_a_list_of_its_own_is_refused_before_anything_changes():
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    before = list(model.parameters())
+    with pytest.raises(
+        InputError, match=r"in its groups; found LBFGS, .*; call densify and make a new LBFGS"
+    ):
+        reverse_sparsification(model, optimizer)
+    assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("frozen", ["L", "R"])
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_weight_with_one_frozen_factor_takes_the_place_of_the_other(frozen, everything):
+    model = nn.Sequential(MonarchLinear(16, 16), nn.Tanh(), MonarchLinear(16, 8))
+    for layer in (model[0], model[2]):
+        getattr(layer, frozen).requires_grad_(False)
+    trained = [p for n, p in model.named_parameters() if n.endswith("LR".replace(frozen, ""))]
+    rest = [p for n, p in model.named_parameters() if n.endswith((frozen, "bias") if everything else "bias")]
+    optimizer = torch.optim.AdamW([{"params": rest}, {"params": trained, "lr": 0.01}], lr=0.1)
+    train(model, optimizer, 3)
+    with pytest.warns(UserWarning, match="AdamW has no state of one of the factors: dense weights start"):
+        reverse_sparsification(model, optimizer)
+    weights = [model[0].weight, model[2].weight]
+    first, second = optimizer.param_groups
+    assert second["params"] == weights
+    assert first["params"] == [model[0].bias, model[2].bias]
+    before = [weight.detach().clone() for weight in weights]
+    train(model, optimizer, 1)
+    assert not any(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+
+
+@pytest.mark.parametrize("factors", ["L", "R", "LR"])
+def test_a_weight_takes_the_place_of_what_its_factors_are_computed_from(factors):
+    layer = MonarchLinear(16, 8)
+    for factor in factors:
+        weight_norm(layer, factor)
+    model = nn.Sequential(nn.Linear(16, 16), layer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train(model, optimizer, 3)
+    with pytest.warns(UserWarning, match="SGD has no state of one of the factors"):
+        reverse_sparsification(model, optimizer)
+    assert optimizer.param_groups[0]["params"] == list(model.parameters())
+    assert set(optimizer.state) == {*model.parameters()} - {model[1].weight}
+    assert math.isfinite(train(model, optimizer, 2))
+
+
+def test_tied_factors_go_on_as_one_weight():
+    model = nn.Sequential(MonarchLinear(16, 16), nn.Tanh(), MonarchLinear(16, 16), MonarchLinear(16, 16))
+    model[2].L, model[2].R, model[3].L = model[0].L, model[0].R, model[0].L
+    head = nn.Sequential(model, nn.Linear(16, 8))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    train(head, optimizer, 60)
+    before = loss(head).item()
+    reverse_sparsification(head, optimizer)
+    assert model[0].weight is model[2].weight
+    assert optimizer.param_groups[0]["params"] == list(head.parameters())
+    assert set(optimizer.state) == set(head.parameters())
+    losses = [train(head, optimizer, 1) for _ in range(10)]
+    assert max(losses) < 1.02 * before
+
+
+def test_a_factor_that_is_used_elsewhere_stays():
+    model, other = MonarchLinear(16, 16), nn.Module()
+    other.L = model.L
+    both = nn.ModuleList([model, other])
+    optimizer = torch.optim.SGD(both.parameters(), lr=0.01)
+    reverse_sparsification(both, optimizer)
+    assert optimizer.param_groups[0]["params"] == [*both[0].parameters(), other.L]
+
+
 class Module(lightning.LightningModule):
     def __init__(self, die_at=None):
         super().__init__()
@@ -220,6 +292,31 @@ def test_lightning_switches_once_and_resumes_on_either_side(die_at, tmp_path):
     assert resumed.losses == pytest.approx(whole.losses[start:], rel=1e-5)
     for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert relative_error(a.detach(), b.detach()) < 1e-5
+
+
+class Unswitchable(Module):
+    def __init__(self, *kinds):
+        super().__init__()
+        self.automatic_optimization, self.optimisers = False, kinds
+
+    def configure_optimizers(self):
+        return [kind(self.model.parameters(), lr=0.1) for kind in self.optimisers]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kinds", "found"),
+    [
+        ([torch.optim.LBFGS], "found LBFGS"),
+        ([torch.optim.SGD] * 2, "one optimiser; found 2; switch in a loop"),
+    ],
+)
+def test_lightning_refuses_before_the_first_step(kinds, found, tmp_path):
+    module = Unswitchable(*kinds)
+    with pytest.raises(InputError, match=found):
+        fit(module, tmp_path)
+    assert not module.kinds
 
 
 def test_a_fraction_is_one():
