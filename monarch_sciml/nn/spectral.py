@@ -302,9 +302,10 @@ def use_learned_transforms(model: nn.Module, grid: int | Sequence[int]) -> nn.Mo
 
     A trained FNO becomes an FNO-Monarch that predicts the same, ready to be trained on: its Fourier
     transforms are Monarch matrices already, so nothing is lost. ``grid`` is usually the one it was trained
-    on. Where the resolution changes between layers, the resampling of skip connections is exact afterwards,
-    not bicubic, and negative frequencies stay where they are, so that predictions differ. Works in place and returns ``model``. Raises ``InputError`` when there is no such layer, or
-    one that can not be represented.
+    on. Where the resolution changes between layers, predictions differ: the resampling of skip connections is
+    exact afterwards, not bicubic, and negative frequencies stay where they are. Works in place and returns
+    ``model``. Raises ``InputError`` when there is no such layer, or one that can not be
+    represented.
     """
     found = [
         (parent, name, child)
