@@ -105,13 +105,11 @@ class SliceDataset(Dataset[Slice]):
         file = self._opened(volume)
         target = file.target(number) if self.include_target else None
         width = file.shape[3]
-        left, right = (0, width) if file.header is None else file.header.padding
         return Slice(
             kspace=torch.from_numpy(file[number]),
             target=None if target is None else torch.from_numpy(target),
             mask=None if file.mask is None else torch.from_numpy(file.mask.copy()),
-            # some headers count beyond the columns that were stored
-            padding=(max(left, 0), min(right, width)),
+            padding=(0, width) if file.header is None else file.header.measured(width),
             name=file.path.name,
             index=number,
             attributes=dict(file.attributes),

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ __all__ = ["EvaluateConfig", "VolumeScores", "evaluate", "markdown_table"]
 TARGETS = ("reconstruction_esc", "reconstruction_rss")  # single-coil files have both: theirs is the first
 PREDICTION = "reconstruction"
 NOTICE = "Research use only, not for clinical use."
+NEAR = 0.1  # of an acceleration: what becomes of a mask is not exactly what was asked for
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class EvaluateConfig:
     acquisition: str | None = None
     """Only volumes with this attribute, such as CORPD_FBK or AXT2."""
     acceleration: float | None = None
-    """Only volumes with this attribute, of the target or else of the prediction."""
+    """Only volumes of this acceleration: the one asked for in the reconstruction, or else, within 10 %, that
+    of the target or of the prediction."""
     quiet: bool = False
     """No progress bar, no list of files."""
 
@@ -67,6 +69,8 @@ class VolumeScores:
     """nmse, psnr, ssim of the volume."""
     slices: list[dict[str, float]]
     """The same for each slice, with the data range of the volume."""
+    asked_acceleration: float | None = None
+    """Of the mask that was drawn; ``acceleration`` is what became of it."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, list[VolumeScores]]:
@@ -120,7 +124,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, list[VolumeScores]]:
 
 
 def markdown_table(results: Mapping[str, Sequence[VolumeScores]]) -> str:
-    """Mean over volumes ± standard error: all of them, and each acquisition if there are several.
+    """Mean over volumes ± standard error: all of them, and each acquisition if there are several, and each
+    acceleration that was asked for.
 
     Raises:
         InputError: no results.
@@ -130,14 +135,15 @@ def markdown_table(results: Mapping[str, Sequence[VolumeScores]]) -> str:
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     every = [volume for found in results.values() for volume in found]
-    kinds = sorted({volume.acquisition for volume in every if volume.acquisition is not None})
-    for acquisition in (None, *kinds) if len(kinds) > 1 else (None,):
+    for label, belongs in _groups(every):
         for name, found in results.items():
-            group = [volume for volume in found if acquisition in (None, volume.acquisition)]
+            group = [volume for volume in found if belongs(volume)]
+            if found and not group:
+                continue
             summary = summarise([volume.scores for volume in group])
             cells = [
                 cell(name),
-                cell(acquisition or "all"),
+                cell(label),
                 str(len(group)),
                 str(sum(len(volume.slices) for volume in group)),
                 _cell(*summary["nmse"], 4),
@@ -150,6 +156,17 @@ def markdown_table(results: Mapping[str, Sequence[VolumeScores]]) -> str:
     if cut:
         lines.append(f"Predictions smaller than their targets, compared on what they cover: {_few(cut)}.")
     return "\n".join([*lines, NOTICE]) + "\n"
+
+
+def _groups(volumes: Sequence[VolumeScores]) -> Iterator[tuple[str, Callable[[VolumeScores], bool]]]:
+    """What has rows of its own in the table: its label, and which volumes belong to it."""
+    yield "all", lambda volume: True
+    kinds = {volume.acquisition for volume in volumes if volume.acquisition is not None}
+    for kind in sorted(kinds) if len(kinds) > 1 else ():
+        yield kind, lambda volume, kind=kind: volume.acquisition == kind
+    rates = {volume.asked_acceleration for volume in volumes if volume.asked_acceleration is not None}
+    for rate in sorted(rates) if len(rates) > 1 else ():
+        yield f"all at {rate:g}×", lambda volume, rate=rate: volume.asked_acceleration == rate
 
 
 def _comparable(config: EvaluateConfig, targets: dict[str, Path], folder: Path) -> dict[str, dict[str, Any]]:
@@ -230,11 +247,11 @@ def _chosen(
     for name, path in targets.items():
         attributes = _attributes(predictions[name]) if name in predictions else {}
         attributes |= _attributes(path)
-        acquisition, acceleration = attributes.get("acquisition"), attributes.get("acceleration")
-        seen.add(f"{acquisition or 'unknown'} at {f'{acceleration:g}×' if acceleration else 'unknown rate'}")
+        acquisition, rate = attributes.get("acquisition"), _rate(attributes)
+        seen.add(f"{acquisition or 'unknown'} at {f'{rate:g}×' if rate else 'unknown rate'}")
         if config.acquisition not in (None, acquisition):
             continue
-        if config.acceleration not in (None, acceleration):
+        if config.acceleration is not None and not _is_rate(attributes, config.acceleration):
             continue
         chosen[name] = attributes
     if not chosen:
@@ -244,16 +261,25 @@ def _chosen(
     return chosen
 
 
+def _rate(attributes: Mapping[str, Any]) -> float | None:
+    """The acceleration that was asked for, or else the one that is known."""
+    return attributes.get("asked_acceleration", attributes.get("acceleration"))
+
+
+def _is_rate(attributes: Mapping[str, Any], wanted: float) -> bool:
+    rate = _rate(attributes)
+    near = 1e-9 if "asked_acceleration" in attributes else NEAR
+    return rate is not None and math.isclose(rate, wanted, rel_tol=near)
+
+
 def _attributes(path: Path) -> dict[str, Any]:
-    """``acquisition`` as text and ``acceleration`` as a number, where the file has them."""
+    """``acquisition`` as text and accelerations as numbers, where the file has them."""
     with _reading(path) as file:
-        names = ("acquisition", "acceleration")
+        names = ("acquisition", "acceleration", "asked_acceleration")
         found: dict[str, Any] = {name: file.attrs[name] for name in names if name in file.attrs}
         if isinstance(found.get("acquisition"), bytes):
             found["acquisition"] = found["acquisition"].decode()
-        if "acceleration" in found:
-            found["acceleration"] = float(found["acceleration"])
-    return found
+        return found | {name: float(found[name]) for name in names[1:] if name in found}
 
 
 @contextmanager
@@ -319,6 +345,7 @@ def _evaluate_volume(target_path: Path, prediction_path: Path, attributes: dict[
         name=target_path.name,
         acquisition=attributes.get("acquisition"),
         acceleration=attributes.get("acceleration"),
+        asked_acceleration=attributes.get("asked_acceleration"),
         target=key,
         target_shape=whole,
         shape=shape,

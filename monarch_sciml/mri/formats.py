@@ -26,6 +26,7 @@ BART_DIMENSIONS = ["READ", "PHS1", "PHS2", "COIL", "MAPS", "TE", "COEFF", "COEFF
 BART_DIMENSIONS += ["ITER", "CSHIFT", "TIME", "TIME2", "LEVEL", "SLICE", "AVG", "BATCH"]
 BART_SLICE = 13
 LEAST_IMAGE = 16  # points along an axis; an image is not much smaller
+MOST_COILS = 64  # of most scanners
 
 
 class KSpaceFile:
@@ -47,7 +48,7 @@ class KSpaceFile:
 
     An ISMRMRD slice is its encoded matrix: readouts lie where their step says, with zero frequency at index
     N // 2; repeated lines are averaged; lines never measured are zero; noise, navigators and lines for
-    calibration alone are left out. Readout oversampling is kept: crop the image to ``header.recon``.
+    calibration alone are left out. Readout oversampling is kept: crop the image to ``header.image_shape``.
 
     Attributes:
         path: the file, for BART the ``.cfl``. format: as above.
@@ -124,8 +125,9 @@ def open_kspace(path: str | os.PathLike[str], header: bool = True) -> KSpaceFile
         header: False ignores the header of a fastMRI file, for one that is damaged or incomplete.
 
     Raises:
-        InputError: no such file, an unknown or damaged one, or one whose content does not fit. Reading
-            raises it for NaN and infinity, naming the slice.
+        InputError: no such file, an unknown or damaged one, one whose content does not fit, or whose header
+            speaks of another trajectory than a Cartesian one. Reading raises it for NaN and infinity, naming
+            the slice.
     """
     return KSpaceFile(path, header)
 
@@ -230,7 +232,7 @@ def _fastmri(path: Path, file: h5py.File, header: bool) -> _Content:
             raise InputError("a mask of 0 and 1 that keeps something", found, "write it again")
     about = None
     if header and "ismrmrd_header" in file:
-        remedy = "open the file with header=False to go on without its header"
+        remedy = "go on without its header: --no-header (header=False in Python)"
         about = _header(path, file["ismrmrd_header"], remedy)
     return _Content(
         format="fastmri",
@@ -263,10 +265,10 @@ def _npy(path: Path) -> _Content:
         raise InputError("(slices, coils, H, W), (coils, H, W) or (H, W)", found, "save the axes so")
     slices: np.ndarray = array[(None,) * (4 - array.ndim)]
     s, c, h, w = slices.shape
-    if c > 2 * w and min(c, h) >= LEAST_IMAGE:
-        found = f"shape {array.shape} in {path.name}, which reads as {c} coils of {h} × {w} points"
-        remedy = "if the coils come last, save numpy.moveaxis(array, -1, -3)"
-        raise InputError("k-space with the coils before H and W", found, remedy)
+    if _misread(s, c, h, w):
+        found = f"{slices.shape} if read so, from shape {array.shape} in {path.name}"
+        remedy = "if the coils come last, save numpy.moveaxis(array, -1, -3); if not, use write_volume"
+        raise InputError("axes (slices, coils, H, W) of likely sizes", found, remedy)
     return _Content("npy", path, (s, c, h, w), array.ndim > 2, lambda i: slices[i])
 
 
@@ -325,10 +327,21 @@ def _header(path: Path, stored: Any, remedy: str) -> Header:
     """The header in a scalar dataset of text (fastMRI) or in one with a single element (ISMRMRD)."""
     text = np.asarray(stored[()]).reshape(-1)[0]
     try:
-        return parse_header(text)
+        header = parse_header(text)
     except InputError as error:
         expected, found, _ = error.args
         raise InputError(expected, f"{found} in {path.name}", remedy) from None
+    if header.trajectory != "cartesian":
+        found = f"a trajectory {header.trajectory!r} in {path.name}"
+        raise InputError("Cartesian k-space", found, "grid it first and save it as .npy")
+    return header
+
+
+def _misread(slices: int, coils: int, h: int, w: int) -> bool:
+    """Whether two other axes than the last look like those of the image: the coils come last, say."""
+    if min(h, w) < LEAST_IMAGE:
+        return sorted((slices, coils, h, w))[-2] >= LEAST_IMAGE
+    return coils > max(w, min(MOST_COILS, 2 * w))
 
 
 def _attributes(file: h5py.File) -> dict[str, str | float | int]:

@@ -12,6 +12,8 @@ __all__ = ["Header", "parse_header", "write_header"]
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 LARGEST = 2**16 - 1  # the schema has unsigned short integers
 DEEPEST = 100  # levels of elements; the schema has six
+SHORTEST, LONGEST = 1e-6, 1e9  # mm of a field of view
+ALIKE = 0.01  # pixels that differ by no more are equal: headers round their lengths
 _STEPS = ("encodingLimits", "kspace_encoding_step_1")
 
 
@@ -26,6 +28,7 @@ class Header:
         maximum: the last phase-encoding step, counted from 0.
         field_of_view: of the image along x, y, z in mm, or None where the header does not say.
         trajectory: ``"cartesian"``, ``"radial"``, ``"epi"`` …
+        encoded_field_of_view: of the encoded space, as ``field_of_view``.
     """
 
     encoded: tuple[int, int, int]
@@ -34,6 +37,7 @@ class Header:
     maximum: int
     field_of_view: tuple[float, float, float] | None = None
     trajectory: str = "cartesian"
+    encoded_field_of_view: tuple[float, float, float] | None = None
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -44,17 +48,64 @@ class Header:
         left = self.encoded[1] // 2 - self.center
         return left, left + self.maximum + 1
 
+    def measured(self, width: int) -> tuple[int, int]:
+        """``padding`` in k-space of ``width`` columns, zero frequency at width // 2, and inside of it.
+
+        The same numbers where width is encoded_y; k-space that was cut or filled at both edges has others.
+        """
+        left = width // 2 - self.center
+        return max(left, 0), min(left + self.maximum + 1, width)
+
     @property
     def spacing(self) -> tuple[float, float, float] | None:
-        """Size of a voxel of the image along x, y, z in mm, or None where the header does not say."""
+        """Size along x, y, z in mm of the voxels that the header asks for, or None where it does not say.
+
+        Scanners interpolate to those; for images of k-space as it is see ``voxel``.
+        """
         if self.field_of_view is None:
             return None
         x, y, z = (length / points for length, points in zip(self.field_of_view, self.recon, strict=True))
         return x, y, z
 
+    def image_shape(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """Pixels (h, w) of the image of ``stored`` k-space points (H, W): what its field of view holds.
+
+        round(field of view / pixel of k-space), at most H and W: images are cropped, never interpolated. That
+        is the recon matrix where both spaces have the same pixels, as in fastMRI, and by assumption where a
+        field of view is missing.
+        """
+        h, w = self.recon[:2]
+        if (pixel := self._pixel(stored)) is not None and self.field_of_view is not None:
+            x, y, _ = self.field_of_view
+            h, w = _nearly(x / pixel[0], h), _nearly(y / pixel[1], w)
+        return min(h, stored[0]), min(w, stored[1])
+
+    def voxel(self, stored: tuple[int, int]) -> tuple[float, float, float] | None:
+        """Size along x, y, z in mm of the voxels of that image, or None where the header does not say."""
+        if self.field_of_view is None:
+            return None
+        x, y, z = self.field_of_view
+        h, w = self.image_shape(stored)
+        dx, dy = self._pixel(stored) or (x / h, y / w)
+        return dx, dy, z / self.recon[2]
+
+    def _pixel(self, stored: tuple[int, int]) -> tuple[float, float] | None:
+        """Size along x, y in mm of the pixels of k-space: encoded field of view / encoded matrix.
+
+        A readout shorter than encoded lost its oversampling, which leaves the pixels; a longer one and other
+        numbers of columns were filled or cut, which leaves the field of view.
+        """
+        if self.encoded_field_of_view is None:
+            return None
+        x, y, _ = self.encoded_field_of_view
+        return x / max(self.encoded[0], stored[0]), y / stored[1]
+
 
 def parse_header(xml: str | bytes) -> Header:
     """Read an ISMRMRD header (namespace ``http://www.ismrm.org/ISMRMRD``).
+
+    Without limits of the phase encoding, which its schema does not ask for, the steps are those of the whole
+    encoded matrix, zero frequency in the middle.
 
     Raises:
         InputError: not XML, an XML that declares a document type (its entities can fill the memory), an
@@ -72,12 +123,17 @@ def parse_header(xml: str | bytes) -> Header:
     if encoding is None:
         raise _missing("encoding", f"the root element {root.tag!r} without it")
     encoded = _sizes(encoding, "encodedSpace")
-    center, maximum = (_integer(encoding, *_STEPS, limit) for limit in ("center", "maximum"))
-    if min(center, maximum) < 0 or max(center, maximum) > LARGEST:
-        found = f"center {center} and maximum {maximum}"
-        raise InputError(f"limits ≥ 0 in {'/'.join(_STEPS)}, up to {LARGEST}", found, "repair the header")
-    trajectory = encoding.findtext(f"{{{NAMESPACE}}}trajectory", "cartesian").strip().lower()
-    return Header(encoded, _sizes(encoding, "reconSpace"), center, maximum, _lengths(encoding), trajectory)
+    center, maximum = _limits(encoding, encoded[1])
+    trajectory = encoding.findtext(f"{{{NAMESPACE}}}trajectory", "").strip().lower() or "cartesian"
+    return Header(
+        encoded,
+        _sizes(encoding, "reconSpace"),
+        center,
+        maximum,
+        _lengths(encoding, "reconSpace"),
+        trajectory,
+        _lengths(encoding, "encodedSpace"),
+    )
 
 
 def write_header(
@@ -175,10 +231,26 @@ def _sizes(encoding: ET.Element, space: str) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _lengths(encoding: ET.Element) -> tuple[float, float, float] | None:
-    """The field of view of the image; without it only the size of the voxels is unknown."""
+def _limits(encoding: ET.Element, steps: int) -> tuple[int, int]:
+    """Centre and maximum of the phase-encoding steps."""
+    if encoding.find("/".join(f"{{{NAMESPACE}}}{name}" for name in _STEPS)) is None:
+        return steps // 2, steps - 1
+    center, maximum = (_integer(encoding, *_STEPS, limit) for limit in ("center", "maximum"))
+    if min(center, maximum) < 0 or max(center, maximum) > LARGEST:
+        found = f"center {center} and maximum {maximum}"
+        raise InputError(f"limits ≥ 0 in {'/'.join(_STEPS)}, up to {LARGEST}", found, "repair the header")
+    return center, maximum
+
+
+def _lengths(encoding: ET.Element, space: str) -> tuple[float, float, float] | None:
+    """The field of view of a space; without it only sizes in mm are unknown."""
     try:
-        x, y, z = (float(_text(encoding, "reconSpace", "fieldOfView_mm", axis)) for axis in "xyz")
+        x, y, z = (float(_text(encoding, space, "fieldOfView_mm", axis)) for axis in "xyz")
     except ValueError:  # an InputError is one
         return None
-    return (x, y, z) if all(0 < length < math.inf for length in (x, y, z)) else None
+    return (x, y, z) if all(SHORTEST <= length <= LONGEST for length in (x, y, z)) else None
+
+
+def _nearly(points: float, asked: int) -> int:
+    """``points`` as a number of pixels: the one that was ``asked`` for, if that is what is meant."""
+    return asked if abs(points - asked) <= ALIKE * asked else max(1, round(points))

@@ -31,14 +31,14 @@ def assemble(
     Args:
         name: of the file, for messages.
         data: the HDF5 dataset of acquisitions: compounds of ``head``, ``traj`` and ``data``.
-        header: of the scan.
+        header: of the scan, a Cartesian one.
 
     Raises:
-        InputError: not Cartesian, not two-dimensional, several images per slice, reversed readouts (EPI), or
+        InputError: not two-dimensional, several images per slice, reversed readouts (EPI), or
             no acquisition of the image; when reading, a readout outside the encoded matrix.
     """
     heads = data.fields("head")[...]  # without the samples
-    numbers = _imaging(name, header, heads)
+    numbers = _imaging(name, header.encoded[2], heads)
     heads = heads[numbers]
     coils = int(heads["active_channels"][0])
     slices = np.unique(heads["idx"]["slice"])
@@ -73,15 +73,12 @@ def assemble(
     return (len(slices), coils, x, y), read
 
 
-def _imaging(name: str, header: Header, heads: np.ndarray) -> np.ndarray:
-    """Numbers of the acquisitions of the image, if they are Cartesian, two-dimensional and of one image."""
+def _imaging(name: str, partitions: int, heads: np.ndarray) -> np.ndarray:
+    """Numbers of the acquisitions of the image, if they are two-dimensional and of one image."""
 
     def flag(*bits: int) -> np.ndarray:
         return heads["flags"] & np.uint64(sum(1 << (bit - 1) for bit in bits)) > 0
 
-    if header.trajectory != "cartesian":
-        found = f"a trajectory {header.trajectory!r} in {name}"
-        raise InputError("Cartesian k-space", found, "grid it first and save it as .npy")
     calibration_only = flag(CALIBRATION) & ~flag(CALIBRATION_AND_IMAGING)
     first_encoding = heads["encoding_space_ref"] == 0
     numbers = np.flatnonzero(~flag(*NOT_IMAGING) & ~calibration_only & first_encoding)
@@ -92,7 +89,7 @@ def _imaging(name: str, header: Header, heads: np.ndarray) -> np.ndarray:
         remedy = "reverse and phase-correct them first, and save them as .npy"
         raise InputError("readouts of one direction", f"reversed ones in {name}", remedy)
     counters = heads["idx"][numbers]
-    partitions = max(header.encoded[2], int(counters["kspace_encode_step_2"].max()) + 1)
+    partitions = max(partitions, int(counters["kspace_encode_step_2"].max()) + 1)
     if partitions > 1:
         remedy = "transform along z and save the slices as .npy (slices, coils, H, W)"
         raise InputError("two-dimensional slices", f"{partitions} partitions in {name}", remedy)

@@ -12,10 +12,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import h5py
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -28,8 +26,8 @@ from monarch_sciml.mri.methods import REGULARISED, Method, MethodName, classical
 from monarch_sciml.mri.metrics import scores
 from monarch_sciml.mri.models import KINDS
 from monarch_sciml.mri.reports import Report, as_attributes, markdown_table, read_report, write_reports
-from monarch_sciml.mri.slices import Reconstructed, reconstruct_slice
-from monarch_sciml.mri.writers import save_nifti, save_png, save_reconstruction
+from monarch_sciml.mri.slices import Reconstructed, Result, reconstruct_slice, with_blanks
+from monarch_sciml.mri.writers import save_pictures, save_reconstruction
 from monarch_sciml.training import check_device, use_paths
 from monarch_sciml.training.distributed import world
 
@@ -42,6 +40,7 @@ __all__ = [
     "reconstruct_slice",
 ]
 
+SAID = 3  # errors that are told in full
 LONGEST = 240  # bytes of a name, so that 255 suffice for what is added to it
 MOST_WEIGHT, MOST_ITERATIONS = 1e6, 100_000
 
@@ -123,12 +122,15 @@ def reconstruct(config: ReconstructConfig, warn: Callable[[str], object] = warni
     which input. A rerun keeps what it would make again, so that a killed one continues where it stopped;
     files whose input has changed are made anew. Memory does not depend on the number of slices.
 
+    A file that cannot be used does not keep the others from being done and reported; the error comes last and
+    lists all that failed. Slices of zeros in a volume become zero images without scores.
+
     Several processes (``torchrun``, ``srun``) share the files: process r of n takes the r-th, the (r + n)-th
     … of them. The last one to finish writes report.json and table.md of all; the others return an empty list.
     If one of them failed, a rerun, by any number of processes, does what is missing.
 
-    ``warn`` is told, once, of masks unlike those that a network was trained under, and of maps that had to be
-    normalised.
+    ``warn`` is told, once, of masks unlike those that a network was trained under, of maps that had to be
+    normalised, of slices of zeros, and of samples that are left out because the header calls them padding.
 
     Raises:
         InputError: files, masks, maps or models that cannot be used, which it names; outputs of other
@@ -149,21 +151,50 @@ def reconstruct(config: ReconstructConfig, warn: Callable[[str], object] = warni
     try:
         for output, expected in zip(outputs, every, strict=True):
             read_report(output, expected)  # refuses before hours of work what is in the way
-        for path, output, expected in list(zip(config.files, outputs, every, strict=True))[rank::size]:
-            if read_report(output, expected) is None:
-                _reconstruct_file(config, path, output, method, expected, warn)
-            if config.png or config.nifti:
-                _pictures(config, output)
+        work = list(zip(config.files, outputs, every, strict=True))[rank::size]
+        failed = _reconstruct_files(config, work, method, warn)
         reports = [read_report(output, expected) for output, expected in zip(outputs, every, strict=True)]
         finished = [report for report in reports if report is not None]
-        if len(finished) < len(reports):
-            return []  # another process is still busy with the rest
-        write_reports(config.out, finished)
+        missing = {path for path, report in zip(config.files, reports, strict=True) if report is None}
+        if finished and missing <= failed.keys():  # else another process is still busy with the rest
+            write_reports(config.out, finished)
     except OSError as error:
         raise InputError(
             "an output folder that can be written", str(error), "free the disk, or choose another --out"
         ) from None
-    return finished
+    if failed:
+        raise _all_of(failed, len(config.files))
+    return [] if missing else finished
+
+
+def _reconstruct_files(
+    config: ReconstructConfig,
+    work: Sequence[tuple[Path, Path, Mapping[str, Any]]],
+    method: Method,
+    warn: Callable[[str], object],
+) -> dict[Path, InputError]:
+    """Do what is not done yet of (input, output, settings); the files that failed, and why."""
+    failed = {}
+    for path, output, settings in work:
+        try:
+            if read_report(output, settings) is None:
+                _reconstruct_file(config, path, output, method, settings, warn)
+            save_pictures(output, png=config.png, nifti=config.nifti)
+        except InputError as error:
+            failed[path] = error
+    return failed
+
+
+def _all_of(failed: Mapping[Path, InputError], files: int) -> InputError:
+    """One error for all: the one that every file has, or a list."""
+    first, *others = failed.values()
+    if len(failed) == files and all(str(error) == str(first) for error in others):
+        return first
+    listed = [f"{_shown(path)} ({error})" for path, error in failed.items()]
+    listed[SAID:] = [_shown(path) for path in list(failed)[SAID:]]
+    found = f"{len(failed)} that cannot: {', '.join(listed)}"
+    remedy = "mend them or leave them out; what is finished is kept"
+    return InputError(f"{files} files that can be reconstructed", found, remedy)
 
 
 def _check_names(config: ReconstructConfig, outputs: Sequence[Path]) -> None:
@@ -238,7 +269,8 @@ def _reconstruct_file(
             expected, found = f"maps for 1 or {len(file)} slices, as in {path.name}", f"{len(given)}"
             raise InputError(expected, f"{found} in {given.file.path.name}", "pass those of this scan")
         start = time.perf_counter()
-        slices = _slices(config, file, method, given or str(maps))
+        name = _shown(path)
+        slices = with_blanks(name, _slices(config, file, method, given or str(maps), warn), warn)
         first = next(slices)
         mask = first[0].mask
         chosen = config.sampling.mask is not None
@@ -246,7 +278,7 @@ def _reconstruct_file(
             warn(doubt)
         height, width = first[0].image.shape
         about: dict[str, Any] = {"method": method.name, "acceleration": mask.acceleration}
-        about |= {"source": _shown(path), "spacing": _spacing(file), "version": __version__}
+        about |= {"source": name, "spacing": _spacing(file), "version": __version__}
         write = stack.enter_context(save_reconstruction(output, len(file), (height, width), about))
         quiet = True if config.quiet else None
         bar = stack.enter_context(tqdm(total=len(file), desc=path.name, unit="slice", disable=quiet))
@@ -258,7 +290,7 @@ def _reconstruct_file(
         listed = {name: [r[name] for r in results if name in r] for r in results for name in r}
         mean = {name: sum(values) / len(values) for name, values in listed.items()}
         report = Report(
-            file=_shown(path),
+            file=name,
             method=method.name,
             format=file.format,
             slices=len(file),
@@ -292,13 +324,16 @@ def _about_mask(mask: Mask, method: Method) -> dict[str, Any]:
 
 
 def _slices(
-    config: ReconstructConfig, file: KSpaceFile, method: Method, maps: GivenMaps | str
-) -> Iterator[tuple[Reconstructed, dict[str, float]]]:
-    """Slice after slice of a file, with what the file says of it; errors name both."""
+    config: ReconstructConfig,
+    file: KSpaceFile,
+    method: Method,
+    maps: GivenMaps | str,
+    warn: Callable[[str], object],
+) -> Iterator[Result | None]:
+    """Slice after slice of a file, with what the file says of it, None for one of zeros; errors name both."""
     header, size, padding, known = file.header, None, None, None
     if header is not None:
-        size = (header.recon[0], header.recon[1])
-        padding = (max(header.padding[0], 0), min(header.padding[1], file.shape[3]))
+        size, padding = header.image_shape(file.shape[2:]), header.measured(file.shape[3])
     if file.mask is not None and not file.mask.all():
         pattern = torch.from_numpy(file.mask)[None]
         known = Mask(pattern, (file.shape[2], find_acs(pattern)[1]))
@@ -307,6 +342,11 @@ def _slices(
     sampling = _sampling(config, method)
     for index in range(len(file)):
         kspace, target = torch.from_numpy(file[index]), file.target(index)
+        if not kspace.any():
+            yield None
+            continue
+        if padding is not None and (kspace[..., : padding[0]].any() or kspace[..., padding[1] :].any()):
+            warn(_left_out(file, padding))
         here = maps if isinstance(maps, str) else maps.read(index, file.shape[1:])
         try:
             result = reconstruct_slice(
@@ -327,35 +367,16 @@ def _slices(
         yield result, {"data_consistency": result.data_consistency, **quality}
 
 
+def _left_out(file: KSpaceFile, padding: tuple[int, int]) -> str:
+    measured = f"outside {padding[0]} to {padding[1] - 1} of {_shown(file.path)}"
+    why = "are left out, as its header calls them padding: if that is wrong, pass --no-header"
+    return f"columns that are not zero {measured} {why} (header=False in Python)"
+
+
 def _spacing(file: KSpaceFile) -> tuple[float, float, float]:
     """Size of a voxel in mm, 1 where it is not known."""
-    header = file.header
-    if header is None or header.field_of_view is None:
-        return 1.0, 1.0, 1.0
-    # images are never interpolated to a finer matrix than was measured
-    points = (min(header.recon[0], file.shape[2]), min(header.recon[1], file.shape[3]), header.recon[2])
-    x, y, z = (length / n for length, n in zip(header.field_of_view, points, strict=True))
-    return x, y, z
-
-
-def _pictures(config: ReconstructConfig, path: Path) -> None:
-    """PNG and NIfTI that are not there yet, out of the finished file."""
-    since = path.stat().st_mtime_ns
-
-    def missing(picture: Path) -> bool:
-        return not picture.exists() or picture.stat().st_mtime_ns < since
-
-    with h5py.File(path, "r") as file:
-        images = cast(h5py.Dataset, file["reconstruction"])
-        if config.png:
-            for index in range(len(images)):
-                picture = path.parent / "png" / f"{path.stem}_{index:03d}.png"
-                if missing(picture):
-                    save_png(picture, images[index])
-        volume = path.with_suffix(".nii.gz")
-        if config.nifti and missing(volume):
-            x, y, z = (float(length) for length in cast(np.ndarray, file.attrs["spacing"]))
-            save_nifti(volume, images, (x, y, z))
+    known = None if file.header is None else file.header.voxel(file.shape[2:])
+    return known or (1.0, 1.0, 1.0)
 
 
 def _stem(path: Path) -> str:

@@ -54,9 +54,11 @@ class Report:
     notice: str = NOTICE
 
 
-def as_attributes(report: Report, settings: Mapping[str, Any]) -> dict[str, str]:
-    """What an output file says of itself, for ``read_report``."""
-    return {"report": json.dumps(asdict(report)), "settings": json.dumps(settings)}
+def as_attributes(report: Report, settings: Mapping[str, Any]) -> dict[str, str | float]:
+    """What an output file says of itself: for ``read_report``; the asked acceleration for ``evaluate``."""
+    asked = report.asked_acceleration
+    known = {} if asked is None else {"asked_acceleration": asked}
+    return {"report": json.dumps(asdict(report)), "settings": json.dumps(settings), **known}
 
 
 def read_report(output: Path, settings: Mapping[str, Any]) -> Report | None:

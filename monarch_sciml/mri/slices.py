@@ -1,7 +1,7 @@
 """One slice of k-space to an image: mask → coil maps → method → magnitude."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from monarch_sciml.mri.metrics import center_crop
 from monarch_sciml.mri.operators import encoding
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
 
-__all__ = ["Reconstruct", "Reconstructed", "reconstruct_slice"]
+__all__ = ["Reconstruct", "Reconstructed", "Result", "reconstruct_slice", "with_blanks"]
 
 # (masked k-space (C, H, W), pattern, maps) → image (H, W)
 Reconstruct = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -43,6 +43,10 @@ class Reconstructed:
     """‖A x − y‖ / ‖y‖ with the Fourier transform in A, whatever the method used; of the complex image."""
     target: Tensor | None
     """Magnitude (h, w) from fully sampled k-space: the file's own target, or root sum of squares."""
+
+
+Result = tuple[Reconstructed, dict[str, float]]
+"""A slice, and its scores by name."""
 
 
 def reconstruct_slice(
@@ -115,3 +119,32 @@ def reconstruct_slice(
         target = as_tensor(target, "a target")
         size = (target.shape[-2], target.shape[-1])
     return Reconstructed(center_crop(x.abs(), size), found, whole, consistency, target if whole else None)
+
+
+def with_blanks(
+    name: str, results: Iterable[Result | None], warn: Callable[[str], object]
+) -> Iterator[Result]:
+    """The slices of a volume, with an image of zeros, without scores, for each None: a slice of zeros.
+
+    ``warn`` is told of them at the end, ``name`` being the volume's.
+
+    Raises:
+        InputError: a volume of zeros.
+    """
+    silent: list[str] = []
+    blank: Result | None = None
+    for index, result in enumerate(results):
+        if result is None:
+            silent.append(str(index))
+            if blank is not None:
+                yield blank
+            continue
+        if blank is None:  # its size and mask are those of the first slice with samples
+            image = torch.zeros_like(result[0].image)
+            blank = replace(result[0], image=image, target=None, data_consistency=0.0), {}
+            yield from [blank] * len(silent)
+        yield result
+    if blank is None:
+        raise InputError("k-space with samples", f"zeros only in {name}", "check the file")
+    if silent:
+        warn(f"slices of zeros in {name}, left zero and not scored: {', '.join(silent)}")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -18,7 +18,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.mri.header import parse_header, write_header
 from monarch_sciml.training.files import whole_file
 
-__all__ = ["NOTICE", "save_nifti", "save_png", "save_reconstruction", "write_volume"]
+__all__ = ["NOTICE", "save_nifti", "save_pictures", "save_png", "save_reconstruction", "write_volume"]
 
 NOTICE = "Research use only, not for clinical use"
 
@@ -195,6 +195,28 @@ def save_nifti(path: PathLike, volume: Array | h5py.Dataset, spacing: tuple[floa
         for image in volume:
             # the first axis is the fastest
             stream.write(np.ascontiguousarray(_real(image, None, "the volume").T).astype("<f4").tobytes())
+
+
+def save_pictures(path: Path, *, png: bool, nifti: bool) -> None:
+    """Save a finished file of ``save_reconstruction``, with the attribute ``spacing``, as pictures beside it.
+
+    ``png/NAME_000.png`` … of its slices, and ``NAME.nii.gz``. Those that are newer than the file stay.
+    """
+    since = path.stat().st_mtime_ns
+
+    def missing(picture: Path) -> bool:
+        return not picture.exists() or picture.stat().st_mtime_ns < since
+
+    with h5py.File(path, "r") as file:
+        images = cast(h5py.Dataset, file["reconstruction"])
+        for index in range(len(images) if png else 0):
+            picture = path.parent / "png" / f"{path.stem}_{index:03d}.png"
+            if missing(picture):
+                save_png(picture, images[index])
+        volume = path.with_suffix(".nii.gz")
+        if nifti and missing(volume):
+            x, y, z = (float(length) for length in cast(np.ndarray, file.attrs["spacing"]))
+            save_nifti(volume, images, (x, y, z))
 
 
 def _numpy(array: Array) -> np.ndarray:

@@ -237,17 +237,18 @@ def test_mistakes_end_in_one_line(data, tmp_path, monkeypatch, capsys, arguments
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_second_file_is_named(data, tmp_path, capsys):
-    """And what was asked for is finished up to it."""
+def test_the_file_that_fails_is_named_and_the_others_are_done(data, tmp_path, capsys):
     kspace = noise(2, 3, 24, 20)
     kspace[1, 0, 0, 0] = np.nan
     bad = fastmri(tmp_path / "bad.h5", kspace, None)
     arguments = ("--out", tmp_path / "out", "--method zero-filled --maps low-resolution --quiet", COLUMNS)
-    assert status("reconstruct --files", data / "sim_0000.h5", bad, *arguments) == 2
+    assert status("reconstruct --files", bad, data / "sim_0000.h5", *arguments) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
+    assert "2 files that can be reconstructed; found 1 that cannot: bad.h5 (expected" in err
     assert "NaN or infinity in slice 1 of bad.h5" in err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sim_0000.h5"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["report.json", "sim_0000.h5", "table.md"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ import pytest
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri import evaluation
 from monarch_sciml.mri.evaluation import EvaluateConfig, VolumeScores
+from monarch_sciml.mri.masks import MaskConfig
 from monarch_sciml.mri.metrics import center_crop, per_slice, scores
+from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct
+from monarch_sciml.mri.simulation import SimulateConfig, simulate
 
 SHAPE = (3, 16, 12)
 
@@ -268,3 +271,45 @@ def test_predictions_of_one_name_are_refused(folders: EvaluateConfig) -> None:
     for predictions in ((folder, folder), ()):
         with pytest.raises(InputError, match=message):
             evaluation.evaluate(changed(folders, prediction=predictions))
+
+
+# ----------------------------------------------------------------------------------------------- acceleration
+
+
+@pytest.fixture
+def drawn(folders: EvaluateConfig) -> EvaluateConfig:
+    """Two volumes masked at 2× and 4×, as asked, and one of which only the rate is known that came of it."""
+    for i, attributes in enumerate(({"asked_acceleration": 2.0}, {"asked_acceleration": 4.0}, {})):
+        write(folders.target / f"file{i}.h5", "reconstruction_rss", volume(i))
+        attributes = {"acceleration": (1.82, 3.35294, 4.2)[i], **attributes}
+        write(folders.prediction[0] / f"file{i}.h5", "reconstruction", volume(i) + 1, **attributes)
+    return folders
+
+
+@pytest.mark.parametrize(("rate", "names"), [(4, [1, 2]), (2, [0]), (4.2, [2]), (4.5, [2]), (3.9, [2])])
+def test_the_acceleration_asked_for_counts_or_one_near_it(drawn: EvaluateConfig, rate, names) -> None:
+    results = evaluate(changed(drawn, acceleration=rate))
+    assert [result.name for result in results] == [f"file{i}.h5" for i in names]
+
+
+def test_what_became_of_a_mask_is_not_its_acceleration(drawn: EvaluateConfig) -> None:
+    with pytest.raises(InputError, match=r"found unknown at 2×, unknown at 4.2×, unknown at 4×; choose"):
+        evaluate(changed(drawn, acceleration=3.35294))
+
+
+def test_the_table_has_a_row_for_each_acceleration_that_was_asked_for(drawn: EvaluateConfig) -> None:
+    results = evaluate(drawn)
+    assert [r.acceleration for r in results] == [1.82, 3.35294, 4.2]
+    rows = [line.split(" | ")[1:4] for line in markdown_table(results).splitlines()[2:5]]
+    assert rows == [["all", "3", "9"], ["all at 2×", "1", "3"], ["all at 4×", "1", "3"]]
+    assert "all at" not in markdown_table(results[1:])
+
+
+def test_reconstructions_at_several_accelerations_are_found_by_them(tmp_path: Path) -> None:
+    paths = simulate(tmp_path / "data", SimulateConfig(volumes=8, slices=1, shape=(24, 20), coils=(3,)))
+    masks = MaskConfig(accelerations=(2.0, 4.0), center_fractions=(0.3, 0.2))
+    settings = {"sampling": masks, "maps": "low-resolution", "quiet": True}
+    reports = reconstruct(ReconstructConfig(tuple(paths), tmp_path / "mine", "zero-filled", **settings))
+    for rate in (2, 4):
+        config = EvaluateConfig(tmp_path / "data", (tmp_path / "mine",), acceleration=rate, quiet=True)
+        assert [v.name for v in evaluate(config)] == [r.file for r in reports if r.asked_acceleration == rate]

@@ -1,5 +1,6 @@
 """ISMRMRD: every readout at its place, what is not the image left out, other kinds of scans refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,20 @@ def test_another_encoding_is_left_out(tmp_path: Path):
 def test_slices_may_be_missing_and_the_group_have_any_name(tmp_path: Path):
     some = [line for line in lines() if line[1]["slice"] != 1]
     np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", some, group="scan")), K[[0, 2]])
+
+
+def without_limits(header: str) -> str:
+    return re.sub("<kspace_encoding_step_1>.*</kspace_encoding_step_1>", "", header)
+
+
+def test_without_limits_steps_are_those_of_the_encoded_matrix(tmp_path: Path):
+    """The schema does not ask for them."""
+    np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", header=without_limits(HEADER))), K)
+    beyond = ismrmrd(tmp_path / "b.h5", header=without_limits(encoded(H, W - 1, 0, 0)))
+    with pytest.raises(
+        InputError, match="inside the encoded matrix 10 × 6; found samples 0 … 9 of line 6 in"
+    ):
+        read(beyond)
 
 
 @pytest.mark.parametrize(
