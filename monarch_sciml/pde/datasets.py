@@ -37,8 +37,8 @@ class TrajectoryDataset(Dataset[Tensor]):
 
     Args:
         path: the file. Its format is found in its content.
-        key: name of the array; by default the one usual for the format (``u``, ``w``, ``tensor``, the only
-            one with three or more axes).
+        key: name of the array; by default the one usual for the format (``u``, ``sol``, ``w``, ``tensor``,
+            the only one with three or more axes).
         axes: the order of the stored axes, such as ``"n t x y"`` or ``"n x y t c"``: n counts trajectories,
             c channels. Needed only if the order is not the one usual for the format. MATLAB axes are named
             as MATLAB and ``scipy.io.loadmat`` show them, in files of either version.
@@ -46,7 +46,8 @@ class TrajectoryDataset(Dataset[Tensor]):
         times: which frames, for example ``slice(0, 20)``; counted after ``initial`` has been prepended.
         every: keep one grid point in so many along each spatial axis; divides n (periodic grids) or n − 1
             (grids with points on both ends).
-        initial: prepend the array ``a`` of a MATLAB file, the state at time 0, to its ``u``.
+        initial: prepend the array ``a`` of a MATLAB file, the state at time 0, to its ``u``. Without times
+            that is done anyway where both are one state, (n, x) or (n, x, y), and with ``coeff`` and ``sol``.
         in_memory: load at once.
         dtype: a floating-point type. Integers, booleans and other floating-point types are converted.
 
@@ -124,6 +125,7 @@ class TrajectoryDataset(Dataset[Tensor]):
         self._samples = _chosen(samples, source.length("n"), "samples", "trajectories")
         self._times = _chosen(times, source.length("t"), "times", "time steps")
         self._every, self._dtype, self._checked = every, dtype, False
+        self._numbers = range(source.length("n")), range(source.length("t"))  # of what the source holds
         self.format = source.format
         self.attributes: dict[str, Any] = source.attributes
         self.viscosity: float | None = source.viscosity
@@ -156,7 +158,8 @@ class TrajectoryDataset(Dataset[Tensor]):
         block = self._block(self._samples[index : index + 1], self._times[start:stop])
         frames = torch.from_numpy(block[0]).to(self._dtype)
         if self._dtype.itemsize < 4 and not frames.float().isfinite().all():
-            found = f"larger ones in trajectory {self._samples[index]} of {self.path.name}"
+            trajectory = self._numbers[0][self._samples[index]]
+            found = f"larger ones in trajectory {trajectory} of {self.path.name}"
             raise InputError(f"numbers that {self._dtype} can hold", found, "use dtype=torch.float32")
         return frames
 
@@ -181,6 +184,12 @@ class TrajectoryDataset(Dataset[Tensor]):
         for n, t in self._blocks():
             self._block(self._samples[n], self._times[t])
 
+    def place(self, trajectory: int, time: int) -> str:
+        """``trajectory 3 at time index 2 of a.h5``, both counted as in the file, for messages."""
+        numbers, indices = self._numbers
+        n, t = numbers[self._samples[trajectory]], indices[self._times[time]]
+        return f"trajectory {n} at time index {t} of {self.path.name}"
+
     def _twin(self) -> Self:
         # copy.copy would go through __getstate__ and open the file once more
         twin = object.__new__(type(self))
@@ -195,6 +204,8 @@ class TrajectoryDataset(Dataset[Tensor]):
             data[n, t] = self._block(self._samples[n], self._times[t])
         variable = Variable("loaded", data, "ntc" + "xyz"[: len(self.grid)])
         self._source = Source(self.format, [variable])
+        numbers, indices = self._numbers
+        self._numbers = numbers[_as_slice(self._samples)], indices[_as_slice(self._times)]
         self._samples, self._times = range(len(self)), range(self.n_times)
         self._every, self._checked = 1, True
 

@@ -15,7 +15,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
 from monarch_sciml.pde.metrics import energy_spectrum
 from monarch_sciml.pde.models import FramePredictor, count_parameters
-from monarch_sciml.pde.recipe import TrainConfig, split
+from monarch_sciml.pde.recipe import TrainConfig, chosen, loaded, split
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
 from monarch_sciml.training import is_finished, read_config, read_json, use_paths, write_json
 from monarch_sciml.training.export import CONFIG, WEIGHTS
@@ -36,6 +36,14 @@ class EvaluateConfig:
     data: Path | None = None
     """Other trajectories than the held-out ones of the training; all of them are used. A model folder that is
     not in its run directory needs them."""
+    key: str | None = None
+    """Name of the array in --data; by default the usual one of its format, or the only one that fits."""
+    axes: str | None = None
+    """Order of its axes, such as "n x y t c"; by default the format's."""
+    first_frame: int = 0
+    """Leave out earlier frames of --data."""
+    frames: int | None = None
+    """Use so many frames of --data, all by default."""
     every: int | None = None
     """Keep one grid point in so many; by default as in training. Any grid works: 1 for super-resolution."""
     threads: int | None = None
@@ -90,9 +98,10 @@ def evaluate(config: EvaluateConfig) -> list[Evaluation]:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    options = {"data": config.data, "every": config.every, "progress": not config.quiet}
+    names = ("data", "key", "axes", "first_frame", "frames", "every")
+    options: dict[str, Any] = {name: getattr(config, name) for name in names}
     runs = tuple(_run_of(folder) for folder in config.runs)
-    pairs = [evaluate_run(run, **options) for run in runs]
+    pairs = [evaluate_run(run, **options, progress=not config.quiet) for run in runs]
     results, examples = [result for result, _ in pairs], [example for _, example in pairs]
     if any(_subject(pair) != _subject(pairs[0]) for pair in pairs):
         raise InputError(
@@ -168,21 +177,34 @@ def _run_of(folder: Path) -> Path:
     return parent if inside and "config" in read_json(parent / CONFIG) else folder
 
 
-def _settings(run: Path, model: FramePredictor, data: Path | None, every: int | None) -> TrainConfig:
-    """Those of the training, or as far as a model folder tells them."""
+def _changes(data: Path | None, every: int | None, of_data: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings of the training: what is said of a file, ``of_data``, holds for that file alone."""
+    changes = {} if every is None else {"every": every}
+    if data is not None:
+        return {"data": data, **of_data, **changes}
+    given = [name for name, value in of_data.items() if value != getattr(EvaluateConfig, name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(
+            f"--data beside {options}, which say what of it to use",
+            "none: the file of the training is read as in training",
+            f"pass --data, be it that file, or leave {options} out",
+        )
+    return changes
+
+
+def _settings(run: Path, model: FramePredictor, changes: dict[str, Any]) -> TrainConfig:
+    """Those of the training, or as far as a model folder tells them, with ``changes``."""
     if _is_model(run):
-        if data is None:
+        if "data" not in changes:
             raise InputError(
                 f"trajectories for the model {run}, which does not say where those of its training are",
                 "none",
                 "pass --data, or the run directory of the training",
             )
         protocol = "A" if model.config.n_in > 1 else "B"
-        return TrainConfig(
-            data, run, model=model.config.kind, protocol=protocol, every=1 if every is None else every
-        )
+        return TrainConfig(out=run, model=model.config.kind, protocol=protocol, **changes)
     saved = read_config(run)
-    changes = {} if every is None else {"every": every}
     try:
         return TrainConfig(**{**saved, "data": Path(saved["data"]), "out": run, **changes})
     except (TypeError, KeyError) as error:
@@ -191,26 +213,42 @@ def _settings(run: Path, model: FramePredictor, data: Path | None, every: int | 
 
 
 def evaluate_run(
-    run: Path, *, data: Path | None = None, every: int | None = None, progress: bool = True
+    run: Path,
+    *,
+    data: Path | None = None,
+    key: str | None = None,
+    axes: str | None = None,
+    first_frame: int = 0,
+    frames: int | None = None,
+    every: int | None = None,
+    progress: bool = True,
 ) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
     """Errors of one run, or of a model folder on ``data``; truth and prediction (steps, *grid) of the first
-    trajectory, channel 0."""
+    trajectory, channel 0. Options as of ``EvaluateConfig``. Raises ``InputError``."""
+    of_data = {"key": key, "axes": axes, "first_frame": first_frame, "frames": frames}
+    changes = _changes(data, every, of_data)
     run = _run_of(Path(run))
-    alone = _is_model(run)
-    if not is_finished(run) and not alone:
+    if not is_finished(run) and not _is_model(run):
         begun = (run / CONFIG).exists()
         remedy = "train it to its end with pde train --resume" if begun else "check the path"
         raise InputError(f"a finished training in {run}", "no exported model", remedy)
     model = FramePredictor.from_pretrained(run)
-    settings = _settings(run, model, data, every)
-    held_out = split(settings)[1] if data is None else TrajectoryDataset(data, **settings.selection).load()
+    settings, n_in = _settings(run, model, changes), model.config.n_in
+    held_out = split(settings)[1] if data is None else loaded(chosen(settings, n_in), n_in)
     if held_out.channels != model.config.channels or len(held_out.grid) != len(model.config.grid):
         raise InputError(
             f"trajectories of {model.config.channels} channels on {len(model.config.grid)} axes",
             f"{held_out}",
             "evaluate on data like those of the training",
         )
-    n_in = model.config.n_in
+    return _evaluation(run, model, settings, held_out, progress)
+
+
+def _evaluation(
+    run: Path, model: FramePredictor, settings: TrainConfig, held_out: TrajectoryDataset, progress: bool
+) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
+    """The errors of ``model`` on ``held_out``, and an example."""
+    n_in, alone = model.config.n_in, _is_model(run)
     per_frame, per_block, one_step, spectra = [], [], [], []
     examples: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
@@ -225,7 +263,7 @@ def evaluate_run(
             examples = examples or [(target[0, :, 0], prediction[0, :, 0])]
             if target.shape[2] == 1 and target.ndim == 5:
                 last = torch.stack((target[:, -1, 0], prediction[:, -1, 0]))
-                spectra.append(energy_spectrum(last))  # (2, B, κ)
+                spectra.append(energy_spectrum(last.double()))  # (2, B, κ)
     blocks, frames, steps = torch.cat(per_block), torch.cat(per_frame).mean(0), torch.cat(one_step).mean(0)
     true, predicted = torch.cat(spectra, dim=1).mean(1).tolist() if spectra else (None, None)
     times = (held_out.times if held_out.times is not None else torch.arange(held_out.n_times))[n_in:]

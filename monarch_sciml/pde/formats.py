@@ -5,19 +5,16 @@ A file is recognised by its first bytes and its content, not by its name. Only t
 
 import difflib
 import json
-import os
-import struct
 import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import scipy.io
 import torch
 
 from monarch_sciml.errors import InputError, check_written, decoding
+from monarch_sciml.pde.matlab import matlab73, open_matlab5
 from monarch_sciml.pde.sources import (
     TIME_NAMES,
     Source,
@@ -33,7 +30,6 @@ from monarch_sciml.pde.sources import (
 __all__ = ["open_source"]
 
 LAYOUT = "monarch_sciml trajectories 1"  # attribute of the files this package generates
-GRID_FIRST = {2: "nx", 3: "nxt", 4: "nxyt", 5: "nxyzt"}  # MATLAB files: time comes last
 
 
 def open_source(path: Path, key: str | None = None, axes: str | None = None, initial: bool = False) -> Source:
@@ -50,7 +46,7 @@ def open_source(path: Path, key: str | None = None, axes: str | None = None, ini
         raise InputError("a MATLAB file for initial=True", f"{path.name} ({kind})", "drop initial=True")
     with decoding(path, kind):
         if kind == "MATLAB 5":
-            return _matlab5(path, key or "u", axes, initial)
+            return open_matlab5(path, key, axes, initial)
         if kind == "NumPy":
             return _npy(path, axes)
         if kind == "NumPy archive":
@@ -59,8 +55,8 @@ def open_source(path: Path, key: str | None = None, axes: str | None = None, ini
             return _torch(path, key, axes)
         file = h5py.File(path, "r")
         try:
-            matlab = kind == "MATLAB 7.3"
-            source = _matlab73(file, key or "u", axes, initial) if matlab else _hdf5(file, key, axes)
+            matlab, arrays = kind == "MATLAB 7.3", _datasets(file)
+            source = matlab73(arrays, key, axes, initial) if matlab else _hdf5(file, arrays, key, axes)
             for variable in source.variables:
                 check_written(path, variable.name, variable.array)
         except BaseException:
@@ -132,59 +128,11 @@ def _has_matlab_class(path: Path) -> bool:
 # ------------------------------------------------------------------------------------------------- readers
 
 
-def _matlab5(path: Path, key: str, axes: str | None, initial: bool) -> Source:
-    _check_length(path)
-    pick([name for name, _, _ in scipy.io.whosmat(path)], key)
-    names = [key, "t", "a"] if initial else [key, "t"]
-    content = scipy.io.loadmat(path, variable_names=names)
-    arrays = {name: content[name] for name in names if name in content}
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise InputError("full matrices", f"a sparse one in {path.name}", "save full(u)")
-    return _matlab(key, arrays, axes, initial, lambda letters: letters, "MATLAB 5")
-
-
-def _check_length(path: Path) -> None:
-    """Refuse a file that ends inside a variable: loadmat does not see it if it did not want that one."""
-    with path.open("rb") as stream:
-        order = "<" if stream.read(128)[126:] == b"IM" else ">"
-        while tag := stream.read(8):
-            stream.seek(struct.unpack(f"{order}II", tag)[1], os.SEEK_CUR)
-        if stream.tell() > path.stat().st_size:
-            raise EOFError("the last variable is cut short")
-
-
-def _matlab73(file: h5py.File, key: str, axes: str | None, initial: bool) -> Source:
-    arrays = {name: array for name, array in _datasets(file).items() if not name.startswith("#")}
-    pick(arrays, key)
-    # MATLAB stores the first axis fastest, HDF5 the last: the same array has its axes reversed
-    return _matlab(key, arrays, axes, initial, lambda letters: letters[::-1], "MATLAB 7.3")
-
-
-def _matlab(
-    key: str,
-    content: Mapping[str, Any],
-    axes: str | None,
-    initial: bool,
-    stored: Callable[[Any], Any],
-    name: str,
-) -> Source:
-    """``u`` [n, x, y, t], ``t``, and ``a`` [n, x, y] at time 0; ``stored`` gives the order in the file."""
-    array = content[key]
-    letters = axis_letters(axes, array, GRID_FIRST)
-    times = checked_times(content, letters, stored(array.shape))
-    variables = [Variable(key, array, stored(letters))]
-    if not initial:
-        return Source(name, variables, times=times)
-    pick(content, "a")
-    start = Variable("a", content["a"], stored(parse_axes(letters.replace("t", ""), len(content["a"].shape))))
-    times = None if times is None else np.concatenate([[0.0], times])
-    return Source(name, [start, *variables], along="t", times=times)
-
-
-def _hdf5(file: h5py.File, key: str | None, axes: str | None) -> Source:
-    arrays = _datasets(file)
+def _hdf5(file: h5py.File, arrays: dict[str, h5py.Dataset], key: str | None, axes: str | None) -> Source:
     if file.attrs.get("layout") == LAYOUT:
         source = _own(file, arrays, key or "w", axes)
+    elif any(name.startswith(("t0_fields/", "t1_fields/")) for name in arrays):
+        source = _the_well(file, arrays, key, axes)
     elif key is not None:
         source = named_source(arrays, key, axes, "HDF5")
     elif "tensor" in arrays:
@@ -192,8 +140,6 @@ def _hdf5(file: h5py.File, key: str | None, axes: str | None) -> Source:
     elif {"density", "Vx"} <= arrays.keys():
         names = [name for name in ("density", "pressure", "Vx", "Vy", "Vz") if name in arrays]
         source = _stacked({name: arrays[name] for name in names}, arrays, axes, "PDEBench")
-    elif any(name.startswith(("t0_fields/", "t1_fields/")) for name in arrays):
-        source = _the_well(file, arrays, axes)
     elif all("/" in name for name in arrays) and any(name.endswith("/data") for name in arrays):
         source = _pdebench_seeds(arrays, axes)
     else:
@@ -216,8 +162,10 @@ def _own(file: h5py.File, arrays: dict[str, h5py.Dataset], key: str, axes: str |
 def _pdebench_tensor(arrays: dict[str, h5py.Dataset], axes: str | None) -> Source:
     """``tensor`` [n, t, x(, y, z)(, c)]; for Darcy flow the coefficient ``nu`` is the first of two frames."""
     tensor = arrays["tensor"]
-    dimensions = sum(f"{axis}-coordinate" in arrays for axis in "xyz") or len(tensor.shape) - 2
-    source = _stacked({"tensor": tensor}, arrays, axes, "PDEBench", dimensions)
+    if dimensions := sum(f"{axis}-coordinate" in arrays for axis in "xyz"):
+        source = _stacked({"tensor": tensor}, arrays, axes, "PDEBench", dimensions)
+    else:  # nothing says which axes are space
+        source = named_source(arrays, "tensor", axes, "PDEBench")
     solution = source.variables[0]
     if "nu" not in arrays or solution.length("t") > 1:
         return source
@@ -240,10 +188,10 @@ def _pdebench_seeds(arrays: dict[str, h5py.Dataset], axes: str | None) -> Source
     return Source("PDEBench", variables, along="n", times=times)
 
 
-def _the_well(file: h5py.File, arrays: dict[str, h5py.Dataset], axes: str | None) -> Source:
+def _the_well(file: h5py.File, arrays: dict[str, h5py.Dataset], key: str | None, axes: str | None) -> Source:
     """Scalar fields (``t0_fields``) and the components of vector fields (``t1_fields``) as channels.
 
-    Tensor fields, and those that do not vary in time or along an axis, are left out.
+    Tensor fields, and those that do not vary in time or along an axis, are left out; ``key`` names one field.
     """
     names: Any = file["dimensions"].attrs.get("spatial_dims", []) if "dimensions" in file else []
     # the axes have names of their own there: x, r, theta ...
@@ -257,6 +205,8 @@ def _the_well(file: h5py.File, arrays: dict[str, h5py.Dataset], axes: str | None
         for name, array in arrays.items()
         if len(array.shape) - 2 - dimensions == extra.get(name.split("/")[0])
     }
+    if key is not None:
+        fields = {key: arrays[pick(arrays, key)]}
     if not fields:
         raise InputError(
             f"fields with axes n, t and {dimensions} in space in t0_fields or t1_fields",
@@ -302,7 +252,7 @@ def _npz(path: Path, key: str | None, axes: str | None) -> Source:
 
 def _torch(path: Path, key: str | None, axes: str | None) -> Source:
     """neuraloperator's dictionaries {"x", "y"}, or any dictionary of tensors with key=."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = _tensors(path)
     if isinstance(content, torch.Tensor):
         content = {"tensor": content}
     if not isinstance(content, dict):
@@ -313,10 +263,11 @@ def _torch(path: Path, key: str | None, axes: str | None) -> Source:
         return named_source(arrays, key, axes, "PyTorch")
     x, y = arrays["x"], arrays["y"]
     attributes = {name: float(v.item()) for name, v in arrays.items() if v.size == 1 and v.dtype.kind in "fi"}
+    usual = {2: "nx", 3: "nxy", 4: "ncxy"}.get(x.ndim, "ncxyz")
     if y.ndim == x.ndim + 1:  # the whole trajectory, of which x is the start
-        letters = parse_axes(axes or f"nt{'xyz'[: y.ndim - 2]}", y.ndim)
+        letters = parse_axes(axes or f"nt{usual[1:]}", y.ndim)
         return Source("neuraloperator", [Variable("y", y, letters)], attributes=attributes)
-    letters = parse_axes(axes or {2: "nx", 3: "nxy", 4: "ncxy"}.get(x.ndim, "ncxyz"), x.ndim)
+    letters = parse_axes(axes or usual, x.ndim)
     pair = [Variable("x", x, letters), Variable("y", y, parse_axes(letters, y.ndim))]
     return Source("neuraloperator", pair, along="t", attributes=attributes)
 
@@ -341,6 +292,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         value = value.item() if value.size == 1 else value.tolist()
     return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _tensors(path: Path) -> Any:
+    """What ``torch.load`` makes of the file without running anything in it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":  # whose module is not imported here, see SECURITY
+            raise
+        # its message advises to run what is in the file
+        raise InputError(
+            "a readable PyTorch file, of tensors alone",
+            f"{path.name}, which holds other objects, never loaded, or is damaged",
+            'save torch tensors, such as {"y": torch.from_numpy(y)}, or download it again',
+        ) from None
 
 
 def _refuse_objects(path: Path) -> None:

@@ -22,8 +22,20 @@ def relative_l2(prediction: Tensor, target: Tensor, *, first_dim: int = 1) -> Te
             f"{tuple(prediction.shape)}",
             "compare on the same grid and times",
         )
-    difference = (prediction - target).flatten(first_dim)
-    return difference.norm(dim=-1) / target.flatten(first_dim).norm(dim=-1)
+    y = target.flatten(first_dim)
+    unit = _unit(y)
+    return ((prediction.flatten(first_dim) - y) / unit).norm(dim=-1) / (y / unit).norm(dim=-1)
+
+
+def _unit(y: Tensor) -> Tensor:
+    """About the largest magnitude in each row, as a power of two, by which division changes no digit.
+
+    In float32 squares of numbers around 1e-23 and 1e20 are 0 and infinite. What both parts of a quotient are
+    divided by has no gradient.
+    """
+    bounds = torch.finfo(y.dtype)
+    largest = y.detach().abs().amax(dim=-1, keepdim=True)
+    return largest.clamp(bounds.tiny, bounds.max / 2).log2().floor().exp2()
 
 
 def energy_spectrum(w: Tensor) -> Tensor:
@@ -31,7 +43,8 @@ def energy_spectrum(w: Tensor) -> Tensor:
 
     ``E(κ) = ½ Σ |ŵ_k|² / |2πk|²`` over the integer wave vectors with κ − ½ ≤ |k| < κ + ½, so that Σ_κ E(κ)
     is the mean kinetic energy ½⟨|u|²⟩ of the modes resolved isotropically. ``w`` (..., n_x, n_y) gives
-    (..., κ_max + 1), κ_max = min(n_x, n_y) // 2.
+    (..., κ_max + 1), κ_max = min(n_x, n_y) // 2. It is as large as squares of ``w``, in the same dtype: give
+    very large or small ones in float64.
     """
     n_x, n_y = w.shape[-2:]
     kx = torch.fft.fftfreq(n_x, 1 / n_x, device=w.device)[:, None]

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from monarch_sciml.errors import InputError, one_line
 from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
-from monarch_sciml.pde.inspection import doubts, summary
+from monarch_sciml.pde.inspection import check_periodic, check_targets, doubts, summary
 from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig, can_fuse, spectral_weights
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
@@ -22,7 +22,7 @@ from monarch_sciml.training import check_device, check_run, check_settings, crea
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
-__all__ = ["TrainConfig", "split", "train"]
+__all__ = ["TrainConfig", "chosen", "loaded", "split", "train"]
 
 LEAST: dict[str, int] = dict.fromkeys(("seed", "first_frame", "noise", "checkpoint_minutes"), 0)
 LEAST |= dict.fromkeys(("transform_rate", "spectral_rate"), 0) | {"width": 2}
@@ -62,7 +62,8 @@ class TrainConfig:
     frames: int | None = None
     """Use so many frames, all by default."""
     every: int = 1
-    """Keep one grid point in so many along each axis."""
+    """Keep one grid point in so many along each axis: a divisor of their number n on a periodic grid, of
+    n − 1 where both ends are points."""
     key: str | None = None
     """Name of the array in the file; by default the usual one of its format, or the only one that fits."""
     axes: str | None = None
@@ -146,7 +147,7 @@ def _train(config: TrainConfig) -> Path:
     data = {"grid": training.grid, "frames": training.n_times, "standard deviation": f"{scale:.6g}"}
     run = create_run(config.out, config, data)
     if world()[0] == 0:
-        for doubt in doubts(training, guessed=config.axes is None):
+        for doubt in doubts(training, guessed=config.axes is None, every=config.every):
             warnings.warn(doubt, stacklevel=3)
         if not config.quiet:
             print(one_line(summary(training, held_out)), flush=True)
@@ -179,6 +180,8 @@ def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, Tr
         torch.set_num_threads(config.threads)
     training, held_out = split(config)
     check_symmetries(config.symmetries, training.grid, training.channels)
+    if config.symmetries != "none":
+        check_periodic(training, config.every)
     scale = _standard_deviation(training)
     torch.manual_seed(config.seed)
     predictor = ModelConfig(
@@ -197,15 +200,36 @@ def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, Tr
 
 def split(config: TrainConfig) -> tuple[TrajectoryDataset, TrajectoryDataset]:
     """Training and held-out trajectories, in memory, as the configuration divides the file."""
+    training, held_out = train_test_split(chosen(config, config.n_in), config.n_train, config.n_test)
+    return loaded(training, config.n_in), loaded(held_out, config.n_in)
+
+
+def chosen(config: TrainConfig, n_in: int) -> TrajectoryDataset:
+    """What the configuration chooses of its file.
+
+    Raises:
+        InputError: nothing to predict after ``n_in`` frames, and what ``TrajectoryDataset`` refuses.
+    """
     dataset = TrajectoryDataset(config.data, **config.selection)
-    if dataset.n_times <= config.n_in:
+    if dataset.n_times <= n_in:
+        other = "use protocol B, or" if config.protocol == "A" else "add the state to start from, or use"
         raise InputError(
-            f"more than {config.n_in} frames for protocol {config.protocol}",
+            f"more than {n_in} frames for protocol {config.protocol}",
             f"{dataset.n_times} in {config.data.name}",
-            "use protocol B, or longer trajectories",
+            f"{other} longer trajectories",
         )
-    training, held_out = train_test_split(dataset, config.n_train, config.n_test)
-    return training.load(), held_out.load()
+    return dataset
+
+
+def loaded(dataset: TrajectoryDataset, n_in: int) -> TrajectoryDataset:
+    """The same in memory, where looking for zeros to predict after ``n_in`` frames reads no file again.
+
+    Raises:
+        InputError: there are such zeros, or numbers that are not finite.
+    """
+    dataset = dataset.load()
+    check_targets(dataset, n_in)
+    return dataset
 
 
 def _standard_deviation(dataset: TrajectoryDataset) -> float:

@@ -112,6 +112,19 @@ def test_nothing_is_unpickled(name: str, tmp_path: Path) -> None:
     assert not target.exists()
 
 
+@pytest.mark.parametrize("content", [U, {"y": U}, {"x": torch.from_numpy(U), "y": U}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numpy_arrays_in_a_torch_file(content: object, zipped: bool, tmp_path: Path) -> None:
+    """The advice is ours, and not to load what may run."""
+    torch.save(content, tmp_path / "mine.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        InputError, match=r"mine.pt, which holds other objects.*; save torch tensors"
+    ) as error:
+        TrajectoryDataset(tmp_path / "mine.pt")
+    assert "weights_only" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_wrong_key(tmp_path: Path) -> None:
     for path in (mat5(tmp_path / "five.mat"), mat73(tmp_path / "seven.mat")):
         with pytest.raises(InputError, match=r"an array 'vorticity'; found the arrays .*u"):

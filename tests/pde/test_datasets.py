@@ -94,6 +94,13 @@ def test_a_trajectory_may_be_changed_by_its_owner(any_file: Path) -> None:
         torch.testing.assert_close(dataset[0], torch.from_numpy(U[0])[:, None])
 
 
+def test_a_place_is_named_as_in_the_file(any_file: Path) -> None:
+    dataset = TrajectoryDataset(any_file, samples=slice(1, None), times=slice(1, None, 2))
+    for part in (dataset, dataset.load(), dataset.load().load(), pickle.loads(pickle.dumps(dataset))):
+        place = part.select(slice(2, None)).place(1, 2)
+        assert place == f"trajectory 4 at time index 5 of {any_file.name}"
+
+
 def test_indices(any_file: Path) -> None:
     dataset = TrajectoryDataset(any_file)
     torch.testing.assert_close(dataset[-1], dataset[N - 1])

@@ -268,7 +268,7 @@ def test_refusals(runs, tmp_path):
         r"trajectories of 1 channels on 2 axes; found .*1 channels × 16 points", data=_line(tmp_path), every=1
     )
     short = save_waves(tmp_path / "short.npy", frames=1, grid=(32, 32))
-    refused(r"expected .*; found .*n_out=0", data=short)
+    refused(r"more than 1 frames for protocol B; found 1 in short.npy; add the state", data=short)
     refused(r"expected .*; found .*", data=tmp_path / "nothing.npy")
     refused(r"every of at least 1; found 0", every=0)
     refused(r"every ≥ 1 that divides", every=5)

@@ -58,14 +58,48 @@ def test_matlab_axes_are_named_alike_in_both_versions(writer: Callable[..., Path
     )
 
 
-def test_matlab_final_state_only(tmp_path: Path) -> None:
-    # the Burgers benchmark: a and u are (N, x)
-    path = tmp_path / "burgers.mat"
-    a, u = field(N, X), field(N, X, seed=2)
-    scipy.io.savemat(path, {"a": a, "u": u})
-    dataset = TrajectoryDataset(path, initial=True)
-    torch.testing.assert_close(stacked(dataset), torch.from_numpy(np.stack([a, u], axis=1))[:, :, None])
-    assert dataset.times is None
+def save_matlab(path: Path, arrays: dict[str, np.ndarray], version: int) -> Path:
+    if version == 5:
+        scipy.io.savemat(path, arrays)
+        return path
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in arrays.items():
+            file[name] = array.T
+    with path.open("r+b") as stream:
+        stream.write(b"MATLAB 7.3 MAT-file")
+    return path
+
+
+@pytest.mark.parametrize("version", [5, 7])
+@pytest.mark.parametrize(
+    ("start", "end", "shape"), [("a", "u", (N, X)), ("coeff", "sol", (N, X, X)), ("a", "u", (N, X, Y))]
+)
+def test_a_matlab_file_of_states_is_pairs(
+    start: str, end: str, shape: tuple[int, ...], version: int, tmp_path: Path
+) -> None:
+    """As the FNO benchmark has Burgers' equation and Darcy flow: start and end, both of one shape."""
+    before, after = field(*shape), field(*shape, seed=2)
+    arrays = {"Kcoeff": field(*shape), start: before, end: after}
+    path = save_matlab(tmp_path / "states.mat", arrays, version)
+    expected = torch.from_numpy(np.stack([before, after], axis=1))[:, :, None]
+    axes = "n x y"[: 2 * len(shape) - 1]
+    choices = {"key": end}, {"axes": axes}
+    for options in ({}, *choices, {"initial": True}):
+        dataset = TrajectoryDataset(path, **options)
+        torch.testing.assert_close(stacked(dataset), expected, rtol=0, atol=0)
+        torch.testing.assert_close(stacked(dataset.load()), expected, rtol=0, atol=0)
+        assert dataset.times is None
+
+
+@pytest.mark.parametrize("version", [5, 7])
+def test_a_matlab_array_with_times_is_no_state(version: int, tmp_path: Path) -> None:
+    """Nor one whose axes are said to have time, nor one beside what it did not begin from."""
+    a, u = field(N, X, T), field(N, X, T, seed=2)
+    with_times = save_matlab(tmp_path / "a.mat", {"a": a, "u": u, "t": TIMES[None]}, version)
+    without = save_matlab(tmp_path / "b.mat", {"a": a, "u": u, "v": a}, version)
+    for dataset in (TrajectoryDataset(with_times), TrajectoryDataset(without, axes="n x t")):
+        torch.testing.assert_close(stacked(dataset)[:, :, 0], torch.from_numpy(u).mT)
+    torch.testing.assert_close(stacked(TrajectoryDataset(without, key="v"))[:, :, 0], torch.from_numpy(a).mT)
 
 
 def test_hdf5_with_only_the_attribute_of_matlab(tmp_path: Path) -> None:
@@ -115,6 +149,21 @@ def test_pdebench_in_one_dimension(tmp_path: Path) -> None:
     assert dataset.times.tolist() == list(range(T))  # the last time has no frame
     with pytest.raises(InputError, match="axes n t x, n t x c; found shape"):
         TrajectoryDataset(write_h5(tmp_path / "bad.hdf5", {**arrays, "tensor": U[..., None]}))
+
+
+def test_pdebench_without_coordinates(tmp_path: Path) -> None:
+    """Nothing says which of five axes are space: not guessed."""
+    data = field(N, T, X, Y, 2)
+    path = write_h5(tmp_path / "tensor.h5", {"tensor": data})
+    with pytest.raises(
+        InputError, match=r"axes n t x, n t x y; found shape .*, 2\); name the axes .*\(--axes"
+    ):
+        TrajectoryDataset(path)
+    dataset = TrajectoryDataset(path, axes="n t x y c")
+    torch.testing.assert_close(stacked(dataset), torch.from_numpy(data).movedim(-1, 2))
+    plain = TrajectoryDataset(write_h5(tmp_path / "plain.h5", {"tensor": U}))
+    torch.testing.assert_close(stacked(plain)[:, :, 0], torch.from_numpy(U))
+    assert plain.format == "PDEBench"
 
 
 def test_pdebench_compressible_flow(tmp_path: Path) -> None:
@@ -175,8 +224,17 @@ def test_the_well(tmp_path: Path) -> None:
     torch.testing.assert_close(stacked(dataset), torch.from_numpy(expected))
     assert (dataset.format, dataset.viscosity) == ("the_well", 0.5)
     assert dataset.attributes["fields"] == ["t0_fields/pressure", "t1_fields/velocity"]
-    stress = TrajectoryDataset(path, key="t0_fields/pressure")
-    torch.testing.assert_close(stress[0][:, 0], torch.from_numpy(scalar[0]))
+    one = TrajectoryDataset(path, key="t0_fields/pressure")
+    torch.testing.assert_close(one[0][:, 0], torch.from_numpy(scalar[0]))
+    two = TrajectoryDataset(path, key="t1_fields/velocity")
+    torch.testing.assert_close(stacked(two), stacked(dataset)[:, :, 1:])
+    for chosen in (dataset, one, two):
+        assert chosen.times is not None
+        assert chosen.times.tolist() == TIMES.tolist()
+    with pytest.raises(InputError, match=r"axes n t x y, n t x y c; found shape .*name the axes"):
+        TrajectoryDataset(path, key="t2_fields/stress")
+    with pytest.raises(InputError, match=r"an array 'pressure'; found the arrays .*t0_fields/pressure"):
+        TrajectoryDataset(path, key="pressure")
     empty = write_h5(tmp_path / "static.hdf5", {"t0_fields/constant": A})
     with pytest.raises(InputError, match=r"fields with axes n, t and 2 in space.*none in static"):
         TrajectoryDataset(empty)
@@ -258,6 +316,18 @@ def test_neuraloperator_pairs(tmp_path: Path) -> None:
     torch.save({"x": x, "y": y[:, ::2]}, path)
     with pytest.raises(InputError, match="'y' as large as 'x' along every axis but t"):
         TrajectoryDataset(path)
+
+
+@pytest.mark.parametrize("shape", [(X,), (X, Y), (2, X, Y), (2, X, Y, 3)])
+def test_neuraloperator_trajectories_have_the_axes_of_their_start(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """(n, t, …) follows (n, …), in which four axes have channels."""
+    y = torch.from_numpy(field(N, T, *shape))
+    torch.save({"x": y[:, 0], "y": y}, tmp_path / "a.pt")
+    dataset = TrajectoryDataset(tmp_path / "a.pt")
+    torch.testing.assert_close(stacked(dataset), y if len(shape) > 2 else y[:, :, None], rtol=0, atol=0)
+    assert dataset.grid == shape[-len(dataset.grid) :]
 
 
 def test_other_torch_files(tmp_path: Path) -> None:

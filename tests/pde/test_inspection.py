@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from small_runs import SETTINGS
 from waves import save_waves, waves
 
@@ -16,7 +17,7 @@ TINY = {**SETTINGS, "epochs": 1}
 
 def said(data: Path, **changes) -> list[str]:
     config = TrainConfig(data=data, out=Path("run"), **{**TINY, **changes})
-    return doubts(split(config)[0], guessed=config.axes is None)
+    return doubts(split(config)[0], guessed=config.axes is None, every=config.every)
 
 
 def channels(*parts: np.ndarray) -> TrajectoryDataset:
@@ -100,6 +101,40 @@ def test_time_last(tmp_path):
     assert said(tmp_path / "b.npz", modes=2) == []
     np.save(tmp_path / "c.npy", waves(frames=16))  # as many frames as points along both axes
     assert said(tmp_path / "c.npy") == []
+
+
+def test_fields_without_times(tmp_path):
+    """[n, x, y], which an array does not tell from [n, t, x]; of a MATLAB file time is the last axis."""
+    fields = waves(frames=1)[:, 0]
+    np.save(tmp_path / "a.npy", fields)
+    scipy.io.savemat(tmp_path / "a.mat", {"sol": fields})
+    for name in ("a.npy", "a.mat"):
+        (line,) = said(tmp_path / name)
+        assert "read as 16 frames of 16 points; if these are fields of 16 × 16 points, [n, x, y]" in line
+    scipy.io.savemat(tmp_path / "b.mat", {"u": fields, "t": np.arange(16)})
+    assert said(tmp_path / "b.mat") == []
+    assert said(tmp_path / "a.npy", axes="ntx") == []
+
+
+def test_points_of_which_every_does_not_divide_the_number(tmp_path):
+    """Right for a domain whose ends are points, too short a gap in a periodic one."""
+    (line,) = said(save_waves(tmp_path / "a.npy", grid=(33, 17)), every=4)
+    assert "a.npy: every=4 keeps the first and the last of 33 points, right where these are the ends" in line
+    assert "use a divisor of 33 as --every" in line
+    assert said(save_waves(tmp_path / "b.npy", grid=(36, 16)), every=4) == []
+    assert said(tmp_path / "a.npy") == []
+
+
+def test_a_pair_of_very_different_size(tmp_path):
+    """Such as a coefficient and what it leads to."""
+    pairs = waves(frames=2)
+    pairs[:, 1] /= 100
+    np.save(tmp_path / "a.npy", pairs)
+    (line,) = said(tmp_path / "a.npy")
+    assert "the first of two frames is about" in line
+    assert "multiply one of them in the file" in line
+    np.save(tmp_path / "b.npy", waves(frames=2))
+    assert said(tmp_path / "b.npy") == []
 
 
 def test_training_warns(tmp_path):

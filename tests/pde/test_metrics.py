@@ -24,12 +24,29 @@ def test_relative_l2_of_known_errors():
     torch.testing.assert_close(relative_l2(torch.zeros_like(y), y), torch.ones(3))
     torch.testing.assert_close(relative_l2(-2 * y, y), torch.full((3,), 3.0))
     torch.testing.assert_close(relative_l2(1e3 * (y + 0.1 * y), 1e3 * y), torch.full((3,), 0.1))
-    assert not relative_l2(torch.ones(1, 7), torch.zeros(1, 7)).isfinite().any()
+    for nothing in (torch.ones(1, 7), torch.zeros(1, 7)):
+        assert not relative_l2(nothing, torch.zeros(1, 7)).isfinite().any()
+
+
+@pytest.mark.parametrize("unit", [2.0**-100, 2.0**-73, 2.0**60, 2.0**100])
+def test_relative_l2_has_no_units(unit):
+    """The same error and slope to the last digit where squares leave float32."""
+    p, y = torch.randn(2, 3, 4, 5, 6)
+
+    def error_and_slope(unit: float) -> tuple[torch.Tensor, torch.Tensor]:
+        prediction = (p * unit).requires_grad_()
+        error = relative_l2(prediction, y * unit, first_dim=2)
+        return error, torch.autograd.grad(error.sum(), prediction)[0] * unit
+
+    for found, expected in zip(error_and_slope(unit), error_and_slope(1.0), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_relative_l2_is_differentiable(double):
     p, y = torch.randn(2, 3, 4, 5)
-    torch.autograd.gradcheck(lambda x: relative_l2(x, y, first_dim=2), p.requires_grad_())
+    for scale in (1e-3, 1.0, 1e3):
+        inputs = (scale * p).requires_grad_(), (scale * y).requires_grad_()
+        torch.autograd.gradcheck(lambda x, y: relative_l2(x, y, first_dim=2), inputs, eps=1e-6 * scale)
 
 
 def test_relative_l2_of_other_shapes():

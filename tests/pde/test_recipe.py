@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import SETTINGS, assert_same_run, table, weights
 from torch import nn
-from waves import waves
+from waves import save_waves, waves
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde import recipe
@@ -84,6 +84,8 @@ def damaged(path: Path, case: str) -> Path:
             w[:] = 0.1
         case "short":
             w = w[:, :1]
+        case "zeros" | "zeros held out":
+            w[1 if case == "zeros" else 7, 4] = 0
         case "axes":
             w = w[0, 0]
         case "text":
@@ -103,7 +105,13 @@ def damaged(path: Path, case: str) -> Path:
         ("missing", {}, r"found no"),
         ("nan", {}, r"finite numbers; found NaN or infinity in trajectory 1 at time index 2"),
         ("constant", {}, r"training data that vary; found a constant field"),
-        ("short", {}, r"more than 1 frames for protocol B; found 1 in"),
+        ("short", {}, r"for protocol B; found 1 in data.npy; add the state to start from, or use longer tr"),
+        (
+            "zeros",
+            {},
+            r"not zero everywhere.*; found zeros in trajectory 1 at time index 4 of data.npy; leave",
+        ),
+        ("zeros held out", {"first_frame": 2}, r"zeros in trajectory 7 at time index 4 of data.npy; leave"),
         (
             "",
             {"protocol": "A"},
@@ -230,6 +238,20 @@ def test_noise_is_on_the_input_alone_and_of_the_size_asked_for():
     assert (x == 1).all()
 
 
+def test_noise_is_relative_to_the_standard_deviation_of_the_data(tmp_path, monkeypatch):
+    """So a training of the same data in other units is the same training."""
+    losses, noises, original = [], [], recipe._loss
+    monkeypatch.setattr(recipe, "_loss", lambda noise, *rest: noises.append(noise) or original(noise, *rest))
+    for units in (1, 64):
+        np.save(tmp_path / f"{units}.npy", units * waves())
+        settings = {**SETTINGS, "epochs": 1, "noise": 0.5}
+        run = train(TrainConfig(data=tmp_path / f"{units}.npy", out=tmp_path / f"in {units}", **settings))
+        losses.append(float(table(run)[-1]["loss"]))
+    deviation = waves()[: SETTINGS["n_train"]].astype(np.float64).std()
+    assert noises == pytest.approx([0.5 * deviation, 32 * deviation])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_symmetries_move_input_and_target_alike():
     seen = []
 
@@ -252,6 +274,31 @@ def test_data_without_these_symmetries_leave_nothing_behind(tmp_path):
     with pytest.raises(InputError, match=r"found 1 channels on a grid of 12 × 16"):
         train(TrainConfig(data=tmp_path / "oblong.npy", out=out, symmetries="unforced", **SETTINGS))
     assert not out.exists()
+
+
+def test_with_symmetries_every_divides_the_number_of_points(tmp_path):
+    """Of 33 points every second leaves a last gap of one point, if the domain is periodic."""
+    settings = {**SETTINGS, "epochs": 1, "every": 2, "symmetries": "unforced"}
+    data = save_waves(tmp_path / "33.npy", grid=(33, 33))
+    with pytest.raises(InputError, match=r"the last gap of 33 points is 1 and not 2; use a divisor of 33 as"):
+        train(TrainConfig(data=data, out=tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+    train(TrainConfig(data=save_waves(tmp_path / "32.npy", grid=(32, 32)), out=tmp_path / "run", **settings))
+
+
+def test_zeros_that_are_not_predicted_are_no_mistake(tmp_path):
+    w = waves()
+    w[:, 0] = 0
+    np.save(tmp_path / "from_rest.npy", w)
+    split(TrainConfig(data=tmp_path / "from_rest.npy", out=tmp_path / "run", **SETTINGS))
+
+
+@pytest.mark.parametrize("unit", [2.0**-73, 2.0**66])
+def test_training_does_not_depend_on_units(tmp_path, finished, unit):
+    """To the last digit, where squares of the data leave float32."""
+    np.save(tmp_path / "data.npy", (unit * waves()).astype(np.float32))
+    train(TrainConfig(data=tmp_path / "data.npy", out=tmp_path / "run", **SETTINGS))
+    assert_same_run(finished.out, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("protocol", "n_in", "windows", "n_out"), [("A", 10, 6, 3), ("B", 1, 72, 1)])
