@@ -13,9 +13,11 @@ __all__ = ["again", "in_torch", "only_torch"]
 
 def only_torch() -> bool:
     """Whether torch.func or forward derivatives are at work, which follow the operations of torch alone."""
-    if torch.compiler.is_compiling():
-        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+# asked when a function is traced, not whenever the compiled one is called
+only_torch._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def again() -> bool:

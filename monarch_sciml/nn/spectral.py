@@ -289,8 +289,11 @@ def _conv_module(
         if value not in neutral.get(name, ()):
             raise InputError(
                 "dense, real-valued, full-precision mode mixing",
-                f"{name}={value!r}",
-                "leave this option at its default, or use neuraloperator's SpectralConv",
+                f"{name}={value!r}, which may be a default of the model",
+                f"pass {name}={neutral[name][0]!r}, or build the model without conv_module and call "
+                "use_learned_transforms(model, grid)"
+                if name in neutral
+                else "leave this option out",
             )
     return MonarchSpectralConv(
         in_channels, out_channels, n_modes, grid=grid, learned=learned, bias=bias, **kept

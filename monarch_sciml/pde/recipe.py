@@ -1,5 +1,6 @@
 """Training as a sentence: trajectory file → windows → model → rollout → relative L2 → checkpoint → export."""
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,7 @@ def _train(config: TrainConfig) -> Path:
     whole = Windows(held_out, config.n_in, steps)
 
     data = {"grid": training.grid, "frames": training.n_times, "standard deviation": f"{scale:.6g}"}
+    data |= {"training": _digest(training), "held out": _digest(held_out)}
     run = create_run(config.out, config, data)
     if world()[0] == 0:
         for doubt in doubts(training, guessed=config.axes is None, every=config.every):
@@ -230,6 +232,14 @@ def loaded(dataset: TrajectoryDataset, n_in: int) -> TrajectoryDataset:
     dataset = dataset.load()
     check_targets(dataset, n_in)
     return dataset
+
+
+def _digest(dataset: TrajectoryDataset) -> str:
+    """Of all values in their order."""
+    digest = hashlib.sha256()
+    for trajectory in dataset:
+        digest.update(trajectory.contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 def _standard_deviation(dataset: TrajectoryDataset) -> float:

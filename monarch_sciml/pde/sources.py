@@ -171,7 +171,8 @@ def axis_letters(axes: str | None, array: Any, usual: Mapping[int, str]) -> str:
     if axes is None and ndim not in usual:
         orders = ", ".join(" ".join(order) for order in usual.values())
         found = f"shape {tuple(array.shape)}"
-        raise InputError(f"axes {orders}", found, 'name the axes there are: axes="n t x y c" (--axes)')
+        remedy = 'name the axes there are: axes="n t x y z", or with channels "n t x y c" (--axes)'
+        raise InputError(f"axes {orders}", found, remedy)
     return parse_axes(usual[ndim] if axes is None else axes, ndim)
 
 

@@ -91,8 +91,8 @@ def check_run(out: Path, config: Any, *, resume: bool) -> None:
 def create_run(out: Path, config: Any, data: Mapping[str, Any]) -> Path:
     """Make the run directory and save the configuration, a dataclass, with the versions that run it.
 
-    ``data`` are a few numbers by which the training data are known again: a run that exists is entered with
-    the same ones only. Of several processes the first makes it, and the data of all have to be the same.
+    ``data`` are a few values by which the data are known again: a run that exists is entered with the same ones
+    only, as far as it has them. Of several processes the first makes it, and the data of all have to be the same.
     Raises ``InputError`` otherwise, and where nothing can be written.
     """
     first = world()[0] == 0
@@ -106,7 +106,7 @@ def _enter(out: Path, config: Any, data: Mapping[str, Any]) -> None:
     saved, data = out / "config.json", _as_json(data)
     if saved.exists():
         before = read_json(saved).get("data", data)
-        if before != data:
+        if any(data.get(name) != value for name, value in before.items()):
             raise InputError(f"the data of the run in {out}, {before}", f"{data}", "pass the same --data")
         return
     try:

@@ -1,6 +1,7 @@
 """The C++ path of a spectral convolution agrees with its formula, and torch knows it as an operator."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,12 +150,24 @@ def test_no_library_where_it_is_switched_off_or_cannot_be_built(setting, monkeyp
 
 @needs_compiler
 def test_built_once_whole_and_kept(monkeypatch, tmp_path):
-    monkeypatch.setenv("MONARCH_SCIML_CACHE", str(tmp_path / "cache"))
+    whole = Path(build.library()._name)
+    monkeypatch.setenv("MONARCH_SCIML_CACHE", str(tmp_path))
+    damaged = tmp_path / whole.name
+    damaged.write_bytes(whole.read_bytes()[:1000])
+    loaded = build.library.__wrapped__()
+    assert loaded is not None
+    assert build._is_whole(Path(loaded._name))
+    before = [path.stat().st_mtime_ns for path in tmp_path.iterdir()]
     assert build.library.__wrapped__() is not None
-    (path,) = (tmp_path / "cache").iterdir()
-    before = path.stat().st_mtime_ns
-    assert build.library.__wrapped__() is not None
-    assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir()] == [before]
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == before
+
+
+@needs_compiler
+def test_the_compiler_may_have_arguments(monkeypatch):
+    monkeypatch.setenv("CXX", "c++ -O1")
+    assert build._compiler() == ["c++", "-O1"]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build._compiler() == ["c++"]
 
 
 @needs_compiler

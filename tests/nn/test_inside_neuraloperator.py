@@ -7,7 +7,7 @@ import pytest
 import torch
 from fft_twin import FFTConv
 from laws import relative_error
-from neuralop.models import FNO
+from neuralop.models import FNO, TFNO
 from torch import nn
 
 from monarch_sciml import InputError, MonarchSpectralConv
@@ -93,18 +93,32 @@ def test_the_model_sets_n_modes():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("option", "value", "neutral"),
     [
-        ("factorization", "tucker"),
-        ("complex_data", True),
-        ("separable", True),
-        ("fno_block_precision", "half"),
-        ("fno_block_precision", "mixed"),
+        ("factorization", "tucker", None),
+        ("complex_data", True, False),
+        ("separable", True, False),
+        ("fno_block_precision", "half", "full"),
+        ("fno_block_precision", "mixed", "full"),
     ],
 )
-def test_options_without_meaning_here_are_refused(option, value):
-    with pytest.raises(InputError, match=f"{option}={value!r}; leave this option at its default"):
+def test_options_without_meaning_here_are_refused(option, value, neutral):
+    with pytest.raises(InputError, match=f"{option}={value!r}, .*; pass {option}={neutral!r}, or build"):
         fno(**{option: value})
+
+
+def test_a_tensorised_operator_is_told_what_its_default_is():
+    layer = MonarchSpectralConv.on_grid((16, 16))
+    with pytest.raises(InputError, match="factorization='Tucker', which may be a default of the model"):
+        TFNO(n_modes=(8, 8), in_channels=1, out_channels=1, hidden_channels=4, conv_module=layer)
+    TFNO(
+        n_modes=(8, 8),
+        in_channels=1,
+        out_channels=1,
+        hidden_channels=4,
+        conv_module=layer,
+        factorization=None,
+    )
 
 
 def test_the_layer_itself_is_no_module_for_it():

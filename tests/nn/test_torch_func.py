@@ -111,6 +111,17 @@ def test_jacobians_agree_forward_and_backward(case):
     torch.testing.assert_close(jacfwd(model)(x), expected)
 
 
+@pytest.mark.parametrize("transform", [grad, jacfwd, lambda f: lambda x: jvp(f, (x,), (x,))[1]])
+def test_compiled_derivatives_are_those_of_eager_mode(case, transform):
+    model, x = case
+    derivative = transform(smooth(model))
+    plain = torch.compile(smooth(model), backend="aot_eager")  # traced before, and as it was afterwards
+    value = plain(x)
+    found = torch.compile(derivative, backend="aot_eager")(x)
+    torch.testing.assert_close(found, derivative(x), **tolerance(x.dtype))
+    assert torch.equal(plain(x), value)
+
+
 def test_images_are_differentiated_forward():
     torch.manual_seed(0)
     layer = Images((6, 8))

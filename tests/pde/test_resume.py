@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_runs import SETTINGS, assert_same_run, table
@@ -144,6 +145,14 @@ def test_unfinished_run_does_not_continue_on_other_data(data, tmp_path, monkeypa
         InputError, match=r"the data of the run in .*standard deviation.*; pass the same --data"
     ):
         train(dataclasses.replace(config, data=other))
+    trajectories = np.load(data)
+    for name, changed in {
+        "longer": np.concatenate([trajectories, 2 * trajectories]),  # others are held out
+        "reordered": np.concatenate([trajectories[1::-1], trajectories[2:]]),
+    }.items():
+        np.save(tmp_path / f"{name}.npy", changed)
+        with pytest.raises(InputError, match=r"the data of the run in .*held out.*; pass the same --data"):
+            train(dataclasses.replace(config, data=tmp_path / f"{name}.npy"))
     moved = Path(data).rename(tmp_path / "moved.npy")
     try:
         train(dataclasses.replace(config, data=moved))

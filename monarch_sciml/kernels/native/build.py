@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -25,10 +26,11 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be built: without a C++ compiler that knows OpenMP.
 
     Takes some seconds the first time on a machine. The cache is ``$MONARCH_SCIML_CACHE`` or
-    ``~/.cache/monarch_sciml``; the file's name depends on sources, compiler and processor. With
-    ``MONARCH_SCIML_NATIVE=0`` nothing is built.
+    ``~/.cache/monarch_sciml``; the file's name depends on sources, compiler, processor and content. The
+    compiler is ``$CXX``, which may have arguments, ``c++`` or ``g++``. With ``MONARCH_SCIML_NATIVE=0``
+    nothing is built.
     """
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    compiler = _compiler()
     if compiler is None or os.environ.get("MONARCH_SCIML_NATIVE", "1") == "0":
         return None
     try:
@@ -56,24 +58,38 @@ def call(name: str, sizes: Sequence[int], *operands: Tensor | None) -> None:
     getattr(library(), name)((ctypes.c_ssize_t * len(sizes))(*sizes), *pointers)
 
 
-def _build(compiler: str) -> Path:
+def _compiler() -> list[str] | None:
+    """A command, as far as there is one."""
+    commands = (shlex.split(command) for command in (os.environ.get("CXX", ""), "c++", "g++"))
+    return next((command for command in commands if command and shutil.which(command[0])), None)
+
+
+def _build(compiler: list[str]) -> Path:
     # what -march=native means here, and which compiler it is
     target = subprocess.run(
-        [compiler, "-march=native", "-E", "-v", "-x", "c++", os.devnull], capture_output=True, check=True
+        [*compiler, "-march=native", "-E", "-v", "-x", "c++", os.devnull], capture_output=True, check=True
     ).stderr
     sources = sorted(SOURCES.glob("*.cpp")), sorted(SOURCES.glob("*.h"))
     content = [path.read_bytes() for group in sources for path in group]
     key = hashlib.sha256(b"\0".join([target, *content, " ".join(FLAGS).encode()])).hexdigest()[:16]
     folder = Path(os.environ.get("MONARCH_SCIML_CACHE") or Path.home() / ".cache" / "monarch_sciml")
-    path = folder / f"kernels-{key}.so"
-    if not path.exists():
+    built = next((path for path in folder.glob(f"kernels-{key}-*.so") if _is_whole(path)), None)
+    if built is None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            out = Path(scratch) / path.name
+            out = Path(scratch) / "kernels.so"
             subprocess.run(
-                [compiler, *FLAGS, *map(str, sources[0]), "-o", str(out)], capture_output=True, check=True
+                [*compiler, *FLAGS, *map(str, sources[0]), "-o", str(out)], capture_output=True, check=True
             )
-            with out.open("rb") as file:
-                os.fsync(file.fileno())  # a library cut short by a power cut ends every process that loads it
-            os.replace(out, path)  # whole or not at all, whoever else builds at the same time
-    return path
+            built = folder / f"kernels-{key}-{_digest(out)}.so"
+            os.replace(out, built)  # whole or not at all, whoever else builds at the same time
+    return built
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the content is that of the name: loading a library cut short ends the process."""
+    return path.stem.endswith(_digest(path))
