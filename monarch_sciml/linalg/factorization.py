@@ -13,7 +13,7 @@ from monarch_sciml.linalg.transforms import balanced_factors
 
 __all__ = ["factorize"]
 
-DRAWS, SWEEPS = 4, 100
+DRAWS, SWEEPS = 4, 500
 
 
 def factorize(
@@ -31,7 +31,8 @@ def factorize(
     Those are taken from a random combination of all F(i, j), with an orthonormal basis where eigenvalues
     coincide; the rest follows by division. p and q (1 in the paper) are the row and column of blocks that are
     best conditioned. Alternating least squares over A_i, D_ij and C_j then bring the residual down to the
-    rounding or the noise in A. Each sweep takes O(n³/J) operations.
+    rounding or the noise in A, also where blocks are nearly singular. Each sweep takes O(n³/J) operations; a
+    matrix is refused after 2000 of them at the latest.
 
     Args:
         A: (n, n), real or complex, invertible. The factors are complex where eigenvalues are.
@@ -60,8 +61,7 @@ def factorize(
     p, q = _reference(B)
     residual = math.inf
     for draw in range(DRAWS):  # a draw in which different eigenvalues meet by chance is repeated
-        left, D, right = _refine(B, *_divide(B, p, q, _eigenbasis(B, p, q, draw)))
-        residual = _residual(B, left, D, right)
+        factors, residual = _refine(B, _divide(B, p, q, _eigenbasis(B, p, q, draw)), tol)
         if residual <= tol:
             break
     else:
@@ -70,6 +70,7 @@ def factorize(
             f"a relative residual of {residual:.1e} without",
             "choose other blocks, a larger tol, or project(A)",
         )
+    left, D, right = factors
     dtype = torch.promote_types(A.dtype, torch.complex32) if D.is_complex() else A.dtype
     eye = torch.eye(J, dtype=dtype, device=A.device).expand(n // J, J, J)
     first = MonarchMatrix(left.to(dtype), D.permute(2, 0, 1).to(dtype))
@@ -143,25 +144,37 @@ def _residual(B: Tensor, left: Tensor, D: Tensor, right: Tensor) -> float:
     return ((B - product).norm() / B.norm()).item()
 
 
-def _refine(B: Tensor, left: Tensor, D: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Alternating least squares in left, right and D while the residual falls by a hundredth or more."""
-    B = B.to(D.dtype)
-    factors, residual = (left, D, right), _residual(B, left, D, right)
+def _refine(B: Tensor, factors: tuple[Tensor, ...], tol: float) -> tuple[tuple[Tensor, ...], float]:
+    """Alternating least squares; the factors and their residual.
+
+    Above ``tol`` they go on while a sweep takes off a ten-thousandth, below it a hundredth. Where blocks are
+    nearly singular, sweeps crawl. So each one starts beyond the last factors, in the direction of the last
+    step and the further the longer that goes well; a step that went too far is undone.
+    """
+    B = B.to(factors[1].dtype)
+    residual, before, momentum = _residual(B, *factors), factors, 0.5
     for _ in range(SWEEPS):
-        left, D, right = factors
-        rows = (D[..., None] * right).transpose(1, 2).flatten(2)  # (i, k, (j, ℓ′))
-        left = torch.linalg.lstsq(rows.mT, B.transpose(1, 2).flatten(2).mT).solution.mT
-        columns = (left[:, None] * D[..., None, :]).transpose(0, 1).flatten(1, 2)  # (j, (i, ℓ), k)
-        right = torch.linalg.lstsq(columns, B.transpose(0, 1).flatten(1, 2)).solution
-        # D_ij by the normal equations, a Hadamard product of two Gram matrices
-        gram = (left.mH @ left)[:, None] * (right.conj() @ right.mT)
-        inner = torch.einsum("iak,ijab,jkb->ijk", left.conj(), B, right.conj())
-        D = torch.linalg.solve(gram, inner[..., None])[..., 0]
-        new = _residual(B, left, D, right)
-        if not new < residual:
-            break
-        settled = new > 0.99 * residual
-        factors, residual = (left, D, right), new
+        beyond = (new + momentum * (new - old) for new, old in zip(factors, before, strict=True))
+        found = _sweep(B, *beyond)
+        reached = _residual(B, *found)
+        if reached < residual:
+            settled = reached > (0.99 if reached <= tol else 0.9999) * residual
+            before, factors, residual, momentum = factors, found, reached, 1.1 * momentum
+        else:
+            settled = before is factors
+            before, momentum = factors, 0.5
         if settled:
             break
-    return factors
+    return factors, residual
+
+
+def _sweep(B: Tensor, left: Tensor, D: Tensor, right: Tensor) -> tuple[Tensor, ...]:
+    """Least squares in left, then in right, then in D."""
+    rows = (D[..., None] * right).transpose(1, 2).flatten(2)  # (i, k, (j, ℓ′))
+    left = torch.linalg.lstsq(rows.mT, B.transpose(1, 2).flatten(2).mT).solution.mT
+    columns = (left[:, None] * D[..., None, :]).transpose(0, 1).flatten(1, 2)  # (j, (i, ℓ), k)
+    right = torch.linalg.lstsq(columns, B.transpose(0, 1).flatten(1, 2)).solution
+    # D_ij by the normal equations, a Hadamard product of two Gram matrices
+    gram = (left.mH @ left)[:, None] * (right.conj() @ right.mT)
+    inner = torch.einsum("iak,ijab,jkb->ijk", left.conj(), B, right.conj())
+    return left, torch.linalg.solve(gram, inner[..., None])[..., 0], right

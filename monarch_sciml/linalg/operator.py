@@ -16,7 +16,7 @@ __all__ = ["LinearOperator", "Product", "Scaled", "Sum"]
 
 
 class LinearOperator(ABC):
-    """A linear map with ``@``, ``+``, scalar ``*``, ``.H`` and ``.to_dense()``.
+    """A linear map with ``@``, ``+``, ``-``, scalar ``*``, ``.H`` and ``.to_dense()``.
 
     ``A(x)`` acts on the last dimensions of ``x`` (..., *domain) and returns (..., *codomain). For most
     operators these are vectors, domain (n,) and codomain (m,); images have domains like (H, W).
@@ -85,6 +85,12 @@ class LinearOperator(ABC):
         return Scaled(scalar, self)
 
     __rmul__ = __mul__
+
+    def __neg__(self) -> LinearOperator:
+        return -1 * self
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return self + -other
 
     def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The matrix (m, n), by applying the operator to the identity: O(n²) memory and n applications."""

@@ -238,7 +238,7 @@ def _digest(dataset: TrajectoryDataset) -> str:
     """Of all values in their order."""
     digest = hashlib.sha256()
     for trajectory in dataset:
-        digest.update(trajectory.contiguous().numpy())
+        digest.update(trajectory.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

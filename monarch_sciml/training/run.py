@@ -91,9 +91,9 @@ def check_run(out: Path, config: Any, *, resume: bool) -> None:
 def create_run(out: Path, config: Any, data: Mapping[str, Any]) -> Path:
     """Make the run directory and save the configuration, a dataclass, with the versions that run it.
 
-    ``data`` are a few values by which the data are known again: a run that exists is entered with the same ones
-    only, as far as it has them. Of several processes the first makes it, and the data of all have to be the same.
-    Raises ``InputError`` otherwise, and where nothing can be written.
+    ``data`` are a few values by which the data are known again: a run that exists is entered with the same
+    ones only, as far as it has them. Of several processes the first makes it, and the data of all have to be
+    the same. Raises ``InputError`` otherwise, and where nothing can be written.
     """
     first = world()[0] == 0
     together(lambda: _enter(out, config, data) if first else None)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, Optimizer
@@ -21,6 +22,12 @@ __all__ = ["ReverseSparsification", "fine_tune", "reverse_sparsification"]
 
 MEANS = {"exp_avg", "momentum_buffer"}  # of the gradient
 SQUARES = {"exp_avg_sq", "max_exp_avg_sq"}  # of its square
+# callbacks that keep a copy of the model; the second came with Lightning 2.6
+AVERAGES = tuple(
+    getattr(callbacks, name)
+    for name in ("StochasticWeightAveraging", "WeightAveraging")
+    if hasattr(callbacks, name)
+)
 
 
 def reverse_sparsification(model: nn.Module, optimizer: Optimizer) -> nn.Module:
@@ -185,11 +192,16 @@ class ReverseSparsification(Callback):
     """Lightning: train with Monarch matrices, then ``reverse_sparsification`` after part of the steps.
 
     ``Trainer(callbacks=[ReverseSparsification(0.9)])`` around a module whose model is converted with
-    ``monarchize``. A run that is resumed from a checkpoint of after the switch goes on dense: build it as at
-    the start, with this callback. On one device and with one optimiser, not LBFGS.
+    ``monarchize``. The last step is dense at the latest. A run that is resumed from a checkpoint of after the
+    switch goes on dense: build it as at the start, with this callback. ``trainer.test(model, ckpt_path=…)``
+    needs the callback too; ``load_from_checkpoint`` does not know it and finds other weights than it expects.
 
     Args:
         fraction: of the trainer's estimated number of steps, 0 < fraction < 1.
+
+    Raises:
+        InputError: when training starts: on several devices, with a callback that averages weights, with
+            several optimisers or LBFGS, or when nobody knows how many steps there will be.
     """
 
     def __init__(self, fraction: float = 0.9):
@@ -197,11 +209,15 @@ class ReverseSparsification(Callback):
             raise InputError("a fraction of the steps between 0 and 1", str(fraction), "0.9 is usual")
         self.fraction, self.switched = fraction, False
         self._hook: Any = None
+        self._trained: lightning.LightningModule | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """From here on a dense checkpoint makes the model dense before its weights are loaded."""
-        if self._hook is None:
-            self._hook = pl_module.register_load_state_dict_pre_hook(_densify_for)
+        """From here on a dense checkpoint makes the model dense; another module than before is a new one."""
+        if self._hook is not None:  # of a training that failed, perhaps of another module
+            self._hook.remove()
+        self._hook = pl_module.register_load_state_dict_pre_hook(_densify_for)
+        if stage == "fit" and pl_module is not self._trained:  # a checkpoint is loaded after this
+            self._trained, self.switched = pl_module, False
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Leave the module as it was found."""
@@ -210,6 +226,7 @@ class ReverseSparsification(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse before the first step what could not be switched after most of them."""
+        _check_trainer(trainer)
         if len(trainer.optimizers) != 1:
             raise InputError("one optimiser", str(len(trainer.optimizers)), "switch in a loop of your own")
         _check_groups(trainer.optimizers[0])
@@ -219,7 +236,7 @@ class ReverseSparsification(Callback):
     ) -> None:
         """Switch when the time has come."""
         steps = trainer.estimated_stepping_batches
-        if not self.switched and trainer.global_step >= self.fraction * steps:
+        if not self.switched and trainer.global_step >= min(self.fraction * steps, steps - 1):
             reverse_sparsification(pl_module, trainer.optimizers[0])
             self.switched = True
 
@@ -230,6 +247,18 @@ class ReverseSparsification(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Whether the switch has been."""
         self.switched = state_dict["switched"]
+
+
+def _check_trainer(trainer: lightning.Trainer) -> None:
+    """Refuse what keeps a list or a copy of the parameters, and a training of unknown length."""
+    if trainer.world_size > 1:
+        raise InputError("one device", str(trainer.world_size), "set devices=1, or switch between two runs")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, AVERAGES):
+            name = type(callback).__name__
+            raise InputError("no callback that averages weights", name, "leave out one of the two")
+    if math.isinf(trainer.estimated_stepping_batches):
+        raise InputError("a known number of steps", "no end of the training", "set max_steps or max_epochs")
 
 
 def _densify_for(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -332,6 +332,10 @@ def test_errors_name_the_remedy(device):
     y, L, R = product("rectangular", device)
     with pytest.raises(InputError, match=r"factors L \(J, S, K\) and R \(K, J, I\); found L \(7, 5, 3\)"):
         monarch_multiply(y, L, R[:2])
+    with pytest.raises(
+        InputError, match=r"rank 1 for backend 'triton', .* L \(7, 5, 6\) .*rank use backend 'auto'"
+    ):
+        monarch_multiply(y, torch.cat((L, L), 2), torch.cat((R, R), 1))
     with pytest.raises(InputError, match=r"last dimension of 33; found x .*32.*; move that axis"):
         monarch_multiply(y[..., 1:], L, R)
     with pytest.raises(InputError, match=r"found torch.complex64; convert them, or use backend 'gemm'"):

@@ -140,6 +140,21 @@ def test_single_precision(dtype):
     assert relative_error(product((first, second)), A) < 1e-6
 
 
+@pytest.mark.parametrize(("dtype", "noise", "tol"), [(torch.float32, 0.0, 1e-6), (torch.float64, 1e-5, 1e-3)])
+@pytest.mark.parametrize("S", [5, 8])
+def test_nearly_singular_blocks_do_not_hide_a_member(S, dtype, noise, tol):
+    """Condition numbers of blocks reach 1e7 here, and rounding or noise is magnified by them at first."""
+    J, n = 3, 3 * S
+    for seed in range(12):
+        torch.manual_seed(seed)
+        shapes = 2 * ((J, S, S), (S, J, J))
+        L1, R1, L2, R2 = (torch.randn(shape).double() for shape in shapes)
+        A = MonarchMatrix(L1, R1).to_dense() @ MonarchMatrix(L2, R2).to_dense().mH
+        A = (A + noise * A.norm() / n * torch.randn(n, n, dtype=torch.float64)).to(dtype)
+        found = product(factorize(A, J, tol=tol))
+        assert relative_error(found, A.to(found.dtype)) < 2 * tol
+
+
 def test_two_blocks_hold_almost_every_matrix():
     A = torch.randn(12, 12, dtype=torch.complex128)  # a single F(i, j) is not the identity
     assert relative_error(product(factorize(A, 2)), A) < 1e-10

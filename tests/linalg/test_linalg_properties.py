@@ -48,6 +48,16 @@ def test_the_adjoint_and_linearity(M):
 
 
 @laws
+@given(matrices())
+def test_subtracting_is_adding_the_opposite(M):
+    two, x = 2 * M, torch.randn(M.shape[1], dtype=M.L.dtype)
+    assert torch.equal((-M) @ x, -(M @ x))
+    assert torch.equal((two - M) @ x, two @ x - M @ x)
+    assert not ((M - M).H @ (M @ x)).any()
+    assert_adjoint(two - M, dtype=M.L.dtype)
+
+
+@laws
 @given(pairs())
 def test_solving_undoes_applying(pair):
     M, N = pair

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monarch_sciml.errors import InputError
@@ -145,6 +146,54 @@ def test_weights_of_another_model(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"weights that fit .*; found .*Missing key.*weight"):
         load_weights(path, nn.Linear(2, 2))
+
+
+def rewrite(path: Path, change) -> None:
+    """Change tensors of an exported model."""
+    weights = load_file(path / "model.safetensors")
+    save_file(weights | change(weights), path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda w: {"a": w["a"].to(torch.complex64)}, r"torch.float32 for a in .*; found torch.complex64"),
+        (lambda w: {"a": w["a"].int()}, r"torch.float32 for a in .*; found torch.int32; keep"),
+        (lambda w: {"z": w["z"].real.clone()}, r"torch.complex64 for z in .*; found torch.float32; keep"),
+        (lambda w: {"count": w["count"].float()}, r"torch.int64 for count in .*; found torch.float32"),
+        (lambda w: {"a": w["a"].double() * 1e300}, r"finite weights in .*; found .* in a as torch.float32"),
+        (lambda w: {"z": w["z"] * torch.nan}, r"finite weights in .*; found NaN .* in z as torch.complex64"),
+    ],
+)
+def test_weights_of_another_kind_or_out_of_range(tmp_path, change, found):
+    path = save_model(tmp_path, Net(), {}, "")
+    rewrite(path, change)
+    model = Net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=found):
+        load_weights(path, model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+def test_weights_of_another_precision_are_converted(tmp_path, dtype):
+    path = save_model(tmp_path, model := Net(), {}, "")
+    rewrite(path, lambda weights: {"a": weights["a"].to(dtype)})
+    assert torch.equal(load_weights(path, Net()).a, model.a.to(dtype).float())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("start", [0, 2], ids=["tied", "overlapping"])
+def test_tensors_that_share_memory_are_named(tmp_path, start):
+    old, shared = Net(), nn.Module()
+    save_model(tmp_path, old, {"n": 3}, "old")
+    memory = torch.randn(8)
+    shared.register_buffer("u", memory[:4])
+    shared.register_buffer("v", memory[start : start + 4])
+    with pytest.raises(InputError, match=r"without common memory; found .*'[uv]', '[uv]'.*; clone") as error:
+        save_model(tmp_path, shared, {}, "new")
+    assert "\n" not in str(error.value)
+    assert names(tmp_path) == FILES
+    assert torch.equal(load_weights(tmp_path, Net()).z, old.z)  # type: ignore[arg-type]
 
 
 def test_pickles_are_refused_and_not_executed(tmp_path):

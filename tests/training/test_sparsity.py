@@ -4,7 +4,6 @@ import copy
 import math
 from itertools import cycle
 
-import lightning
 import pytest
 import torch
 from laws import relative_error
@@ -14,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from monarch_sciml import InputError, MonarchLinear
 from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.nn.convert import StackedLinear, monarchize
-from monarch_sciml.training.sparsity import ReverseSparsification, fine_tune, reverse_sparsification
+from monarch_sciml.training.sparsity import fine_tune, reverse_sparsification
 
 X = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.cat((X[:, :4].sin(), X[:, 4:8] * X[:, 8:12]), 1)
@@ -237,91 +236,6 @@ def test_a_factor_that_is_used_elsewhere_stays():
     optimizer = torch.optim.SGD(both.parameters(), lr=0.01)
     reverse_sparsification(both, optimizer)
     assert optimizer.param_groups[0]["params"] == [*both[0].parameters(), other.L]
-
-
-class Module(lightning.LightningModule):
-    def __init__(self, die_at=None):
-        super().__init__()
-        self.model, self.die_at, self.kinds, self.losses = network(), die_at, [], []
-
-    def training_step(self, batch, index):
-        if self.global_step == self.die_at:
-            raise RuntimeError("killed")
-        self.kinds.append(type(self.model.out).__name__)
-        value = loss(self.model, batch)
-        self.losses.append(value.item())
-        return value
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 40)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 32)
-
-
-def fit(module, folder, path=None):
-    checkpoint = lightning.pytorch.callbacks.ModelCheckpoint(
-        folder, filename="last", save_on_train_epoch_end=True
-    )
-    lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=5,
-        callbacks=[ReverseSparsification(0.7), checkpoint],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(module, ckpt_path=path)
-    return module
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore::FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("die_at", [20, 34], ids=["before the switch", "after the switch"])
-def test_lightning_switches_once_and_resumes_on_either_side(die_at, tmp_path):
-    torch.manual_seed(1)
-    whole = fit(Module(), tmp_path / "whole")
-    assert whole.kinds == ["MonarchLinear"] * 28 + ["Linear"] * 12
-    torch.manual_seed(1)
-    with pytest.raises(RuntimeError, match="killed"):
-        fit(Module(die_at), tmp_path / "cut")
-    resumed = fit(Module(), tmp_path / "cut", tmp_path / "cut" / "last.ckpt")
-    start = 8 * (die_at // 8)
-    assert resumed.kinds == whole.kinds[start:]
-    assert resumed.losses == pytest.approx(whole.losses[start:], rel=1e-5)
-    for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
-        assert relative_error(a.detach(), b.detach()) < 1e-5
-
-
-class Unswitchable(Module):
-    def __init__(self, *kinds):
-        super().__init__()
-        self.automatic_optimization, self.optimisers = False, kinds
-
-    def configure_optimizers(self):
-        return [kind(self.model.parameters(), lr=0.1) for kind in self.optimisers]
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore::FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*", "ignore::DeprecationWarning")
-@pytest.mark.parametrize(
-    ("kinds", "found"),
-    [
-        ([torch.optim.LBFGS], "found LBFGS"),
-        ([torch.optim.SGD] * 2, "one optimiser; found 2; switch in a loop"),
-    ],
-)
-def test_lightning_refuses_before_the_first_step(kinds, found, tmp_path):
-    module = Unswitchable(*kinds)
-    with pytest.raises(InputError, match=found):
-        fit(module, tmp_path)
-    assert not module.kinds
-
-
-def test_a_fraction_is_one():
-    with pytest.raises(InputError, match=r"between 0 and 1; found 1.0"):
-        ReverseSparsification(1.0)
 
 
 def test_fine_tuning_recovers_what_the_projection_lost():

@@ -163,7 +163,8 @@ def monarch_multiply(x: Tensor, L: Tensor, R: Tensor, *, precision: Precision = 
     """
     if L.ndim != 3 or R.ndim != 3 or (L.shape[2], L.shape[0]) != R.shape[:2]:
         found = f"L {tuple(L.shape)} and R {tuple(R.shape)}"
-        raise InputError("factors L (J, S, K) and R (K, J, I)", found, "let their blocks agree")
+        expected = "slices of rank 1 for backend 'triton', factors L (J, S, K) and R (K, J, I)"
+        raise InputError(expected, found, "let their blocks agree; for a higher rank use backend 'auto'")
     n = R.shape[0] * R.shape[2]
     if x.shape[-1] != n:
         raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "move that axis to the end")
