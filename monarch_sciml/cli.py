@@ -238,7 +238,7 @@ def _run(command: Any) -> None:
     if (getattr(command, "threads", None) or 1) > MOST_THREADS:
         raise InputError(f"at most {MOST_THREADS} threads", f"{command.threads}", "lower --threads")
     match command:
-        # of several processes that share the work, the last one sees all of it
+        # of several processes that share the work, one sees all of it
         case Generate():
             check_device(command.device)
             path = generate(command.out, command.config, progress=progress, device=command.device)

@@ -116,6 +116,26 @@ class SliceDataset(Dataset[Slice]):
             header=file.header,
         )
 
+    def leave_blanks_out(self) -> dict[str, list[int]]:
+        """Keep the slices that hold something; those that were left out, by the name of their file.
+
+        Blank is what :meth:`KSpaceFile.is_blank` says: k-space of zeros, or a target of zeros.
+
+        Raises:
+            InputError: a file that cannot be read, or blank slices only.
+        """
+        blank = np.array([self._opened(v).is_blank(int(s)) for v, s in self._slices])
+        if blank.all():
+            found = f"zeros only in {self.volumes[0].path.name}"
+            raise InputError(
+                "slices that hold something", found + " and others" * (len(self.volumes) > 1), "check them"
+            )
+        left_out: dict[str, list[int]] = {}
+        for volume, number in self._slices[blank]:
+            left_out.setdefault(self.volumes[volume].path.name, []).append(int(number))
+        self._slices = self._slices[~blank]
+        return left_out
+
     def close(self) -> None:
         """Close the open files; reading opens them again."""
         while self._open:

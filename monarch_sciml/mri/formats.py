@@ -48,7 +48,8 @@ class KSpaceFile:
 
     An ISMRMRD slice is its encoded matrix: readouts lie where their step says, with zero frequency at index
     N // 2; repeated lines are averaged; lines never measured are zero; noise, navigators and lines for
-    calibration alone are left out. Readout oversampling is kept: crop the image to ``header.image_shape``.
+    calibration alone are left out. Readout oversampling is kept, unless the file was written without it: crop
+    the image to ``header.image_shape``.
 
     Attributes:
         path: the file, for BART the ``.cfl``. format: as above.
@@ -84,6 +85,20 @@ class KSpaceFile:
         index, read = range(len(self))[index], self._opened().target
         return None if read is None else self._read(read, index, np.float32, "the target")
 
+    def is_blank(self, index: int) -> bool:
+        """Whether the k-space of slice ``index``, or the target that the file holds, is zero throughout.
+
+        Of fastMRI's files little more than the middle rows is read. Raises as reading does.
+        """
+        arrays = self._opened().arrays
+        if not arrays:
+            return not self[index].any()
+        with decoding(self.path, self.format):
+            return any(
+                not array[index, ..., array.shape[-2] // 2, :].any() and not array[index].any()
+                for array in arrays
+            )
+
     def close(self) -> None:
         """Give the handle back; reading opens the file again."""
         if self._content is not None:
@@ -104,7 +119,8 @@ class KSpaceFile:
             array = np.array(read(index), dtype, order="C")
         if not np.isfinite(array).all():
             found = f"NaN or infinity in slice {index} of {self.path.name}"
-            raise InputError(f"finite numbers in {what}", found, "leave the file out, or repair it")
+            swapped = ", whose bytes may be swapped: BART's are little-endian" * (self.format == "bart")
+            raise InputError(f"finite numbers in {what}", found, f"leave the file out, or repair it{swapped}")
         return array
 
     def __enter__(self) -> Self:
@@ -146,6 +162,7 @@ class _Content:
     mask: np.ndarray | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     target: Read | None = None
+    arrays: tuple[Any, ...] = ()  # (slices, …, rows, columns) of HDF5: k-space and target
     process: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
@@ -245,6 +262,7 @@ def _fastmri(path: Path, file: h5py.File, header: bool) -> _Content:
         mask=mask,
         attributes=_attributes(file),
         target=None if target is None else lambda i: target[i],
+        arrays=(kspace,) if target is None else (kspace, target),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.mri.header import Header
+from monarch_sciml.mri.header import ALIKE, Header
 
 __all__ = ["assemble"]
 
@@ -24,8 +24,9 @@ def assemble(
 ) -> tuple[tuple[int, int, int, int], Callable[[int], np.ndarray]]:
     """The shape (slices, coils, H, W), and a function that reads slice i, complex64 (coils, H, W).
 
-    H × W is the encoded matrix, readout × phase encoding. A line lies at W // 2 + step − center, its sample
-    number ``center_sample`` at H // 2. Lines measured more than once are averaged, lines never measured are
+    H × W is the encoded matrix, readout × phase encoding; of readouts that were written without their
+    oversampling, H is their length. A line lies at W // 2 + step − center, its sample number
+    ``center_sample`` at H // 2. Lines measured more than once are averaged, lines never measured are
     zero. Slices are the distinct values of the slice counter, in increasing order.
 
     Args:
@@ -42,7 +43,7 @@ def assemble(
     heads = heads[numbers]
     coils = int(heads["active_channels"][0])
     slices = np.unique(heads["idx"]["slice"])
-    x, y, _ = header.encoded
+    x, y = _readout(header, heads), header.encoded[1]
     lines = heads["idx"]["kspace_encode_step_1"].astype(int) + y // 2 - header.center
     measured, wanted = int(heads["number_of_samples"].astype(np.int64).sum()), len(slices) * x * y
     if measured * LEAST < wanted:
@@ -71,6 +72,22 @@ def assemble(
         return total / np.maximum(count, 1)
 
     return (len(slices), coils, x, y), read
+
+
+def _readout(header: Header, heads: np.ndarray) -> int:
+    """Points along the readout: as encoded, or fewer where all lines lack the oversampling.
+
+    Symmetric readouts, as long as the image's part of the encoded field of view, are those of the image: some
+    converters take the oversampling out and leave the header as it was.
+    """
+    x, samples = header.encoded[0], np.unique(heads["number_of_samples"])
+    n = int(samples[0])
+    if len(samples) > 1 or n >= x or (heads["center_sample"] != n // 2).any():
+        return x
+    if header.field_of_view is None or header.encoded_field_of_view is None:
+        return x
+    part = header.field_of_view[0] / header.encoded_field_of_view[0]
+    return n if abs(n / x - part) <= ALIKE * part else x
 
 
 def _imaging(name: str, partitions: int, heads: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg import FactoredTransform, SeparableTransform
+from monarch_sciml.linalg import FactoredTransform, LinearOperator, SeparableTransform
 from monarch_sciml.mri.operators import Sensitivity, conjugate_gradients, encoding, normalise
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
@@ -45,6 +45,21 @@ CASCADES = {kind: 8 if kind == "msense" else 4 for kind in KINDS}
 STEP, MOMENTUM = 2.2, 0.5  # of mSENSE
 
 
+def check_precision(network: nn.Module, *data: Tensor) -> None:
+    """Raises ``InputError`` for k-space and maps of another precision than the weights."""
+    wanted = next(network.parameters()).dtype.to_complex()
+    if other := [t.dtype for t in data if t.dtype != wanted]:
+        expected, found = (str(dtype).removeprefix("torch.") for dtype in (wanted, other[0]))
+        remedy = f"convert k-space and maps: .to(torch.{expected})"
+        raise InputError(f"k-space and maps of {expected}, as the weights", found, remedy)
+
+
+def scanner(network: nn.Module, kspace: Tensor, pattern: Tensor, maps: Tensor) -> LinearOperator:
+    """A = Sampling @ F @ Sensitivity, for data that the network can take; else raises ``InputError``."""
+    check_precision(network, kspace, maps)
+    return encoding(maps, pattern)
+
+
 def support(maps: Tensor) -> Tensor:
     """Where any coil is sensitive: maps (..., C, H, W) → boolean (..., H, W)."""
     return (maps != 0).any(-3)
@@ -62,7 +77,7 @@ class UNetReconstruction(nn.Module):
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """→ magnitude image (B, H, W), real."""
-        image = encoding(maps, pattern).H(kspace).abs()
+        image = scanner(self, kspace, pattern, maps).H(kspace).abs()
         mean, deviation = image.mean((-2, -1), keepdim=True), image.std((-2, -1), keepdim=True)
         deviation = deviation.clamp_min(1e-30)
         out = self.net(((image - mean) / deviation).clamp(-6, 6).unsqueeze(1)).squeeze(1)
@@ -108,7 +123,7 @@ class MSense(nn.Module):
         if maps.shape[-3] < 2:
             raise InputError("at least two coils for mSENSE", "one", "use unet, varnet or modl")
         weights = _stretch(_stretch(self.weights, kspace.shape[-1]).mT, kspace.shape[-2]).mT
-        A, B = encoding(maps, pattern), _backward(maps, self.inverse, pattern)
+        A, B = scanner(self, kspace, pattern, maps), _backward(maps, self.inverse, pattern)
         x, v = B(kspace * weights), 0.0
         for _ in range(1, self.iterations):
             v = MOMENTUM * v + STEP * B(kspace - A(x))
@@ -150,7 +165,7 @@ class VarNet(nn.Module):
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """→ complex image (B, H, W)."""
-        A = encoding(maps, pattern)
+        A = scanner(self, kspace, pattern, maps)
         B: list[Callable[[Tensor], Tensor]] = [A.H]
         if self.transforms is not None:
             B = [_backward(maps, V, pattern) for V in self.transforms]  # type: ignore[arg-type]
@@ -185,7 +200,7 @@ class MoDL(nn.Module):
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """→ complex image (B, H, W)."""
-        scale = normalise(encoding(maps, pattern).H(kspace))
+        scale = normalise(scanner(self, kspace, pattern, maps).H(kspace))
         fourier = None if self.transform is None else self.transform.operator(tuple(maps.shape[-3:]))
         A = encoding(maps, pattern, fourier)
         b = A.H(kspace / scale.unsqueeze(-3))
@@ -210,6 +225,7 @@ class LearnedMaps(nn.Module):
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """As ``model``."""
+        check_precision(self, kspace, maps)
         refined = self.refinement(maps.flatten(0, 1)).view_as(maps)
         maps = maps + refined * support(maps).unsqueeze(-3)
         return self.model(kspace, pattern, maps / root_sum_of_squares(maps).clamp_min(1e-12).unsqueeze(-3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ MOST |= dict.fromkeys(("learning_rate", "transform_rate", "penalty"), 10**6) | {
 POISSON_DISCS = 32  # different ones in training, of all accelerations together: each takes a while to draw
 PRIOR = 400  # of mSENSE: how many slices its start counts for
 CACHED_BYTES = 2 << 30
+SAID = 10  # files with blank slices that are named
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ class MapCache:
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run directory.
 
-    Every check of the data and the model happens before the run directory is made. Raises ``InputError``, and
+    Every check of the data and the model happens before the run directory is made. Slices of zeros, and those
+    with a target of zeros, are left out, and a warning says which. Raises ``InputError``, and
     ``KeyboardInterrupt`` when interrupted.
     """
     if config.devices > 1 and world()[1] == 1:
@@ -290,7 +293,7 @@ def split(config: TrainConfig) -> tuple[SliceDataset, SliceDataset]:
 
 
 def _check(config: TrainConfig, *parts: SliceDataset) -> None:
-    """Refuse before the run begins what would end it in the middle."""
+    """Refuse before the run begins what would end it in the middle, and leave blank slices out."""
     volumes = [volume for part in parts for volume in part.volumes]
     for volume in volumes:
         if volume.mask is not None and not volume.mask.all():
@@ -300,6 +303,12 @@ def _check(config: TrainConfig, *parts: SliceDataset) -> None:
             raise InputError("at least two coils for mSENSE", f"one in {volume.path.name}", "train a unet")
     for shape in {volume.shape[2:]: None for volume in volumes}:
         draw_mask(config.sampling, shape, 0)
+    blank = [found for part in parts for found in part.leave_blanks_out().items()]
+    if blank and world()[0] == 0:
+        listed = [f"{name} ({', '.join(map(str, slices))})" for name, slices in blank]
+        listed[SAID:] = [f"and some of {len(blank) - SAID} more files"] * (len(blank) > SAID)
+        said = f"slices of zeros, or with a target of zeros, are left out: {', '.join(listed)}"
+        warnings.warn(said, stacklevel=2)
 
 
 def _shape(example: Example) -> tuple[int, int]:

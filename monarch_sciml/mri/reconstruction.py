@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributed import is_initialized
 from tqdm import tqdm
 
 from monarch_sciml import __version__
@@ -25,11 +24,13 @@ from monarch_sciml.mri.masks import Mask, MaskConfig, MaskOptions, find_acs, vol
 from monarch_sciml.mri.methods import REGULARISED, Method, MethodName, classical_method, trained_method
 from monarch_sciml.mri.metrics import scores
 from monarch_sciml.mri.models import KINDS
+from monarch_sciml.mri.names import check_names, identity, shown, stem
 from monarch_sciml.mri.reports import Report, as_attributes, markdown_table, read_report, write_reports
+from monarch_sciml.mri.sharing import Failed, all_of, sharing
 from monarch_sciml.mri.slices import Reconstructed, Result, reconstruct_slice, with_blanks
 from monarch_sciml.mri.writers import save_pictures, save_reconstruction
 from monarch_sciml.training import check_device, use_paths
-from monarch_sciml.training.distributed import world
+from monarch_sciml.training.distributed import refuse, together, world
 
 __all__ = [
     "ReconstructConfig",
@@ -40,8 +41,9 @@ __all__ = [
     "reconstruct_slice",
 ]
 
-SAID = 3  # errors that are told in full
-LONGEST = 240  # bytes of a name, so that 255 suffice for what is added to it
+Work = tuple[Path, Path, Mapping[str, Any]]
+"""Input, output, and what the output is made with."""
+
 MOST_WEIGHT, MOST_ITERATIONS = 1e6, 100_000
 
 
@@ -126,8 +128,9 @@ def reconstruct(config: ReconstructConfig, warn: Callable[[str], object] = warni
     lists all that failed. Slices of zeros in a volume become zero images without scores.
 
     Several processes (``torchrun``, ``srun``) share the files: process r of n takes the r-th, the (r + n)-th
-    … of them. The last one to finish writes report.json and table.md of all; the others return an empty list.
-    If one of them failed, a rerun, by any number of processes, does what is missing.
+    … of them, and waits for the others. The first writes report.json and table.md of all and says what
+    failed; the others return an empty list. Processes that know their ``RANK`` but no ``MASTER_ADDR`` do not
+    wait: there the last one writes. If one died, a rerun, by any number of them, does what is missing.
 
     ``warn`` is told, once, of masks unlike those that a network was trained under, of maps that had to be
     normalised, of slices of zeros, and of samples that are left out because the header calls them padding.
@@ -136,82 +139,72 @@ def reconstruct(config: ReconstructConfig, warn: Callable[[str], object] = warni
         InputError: files, masks, maps or models that cannot be used, which it names; outputs of other
             settings in the way; a folder that cannot be written.
     """
+    with sharing() as gather:
+        method, work = together(_prepare, config)
+        rank, size = world()
+        failed = gather(_reconstruct_files(config, work[rank::size], method, _once(warn)))
+        reports = together(_report, config, work, failed)
+        refuse(all_of(failed, len(work)) if failed else None)
+        return reports
+
+
+def _prepare(config: ReconstructConfig) -> tuple[Method, list[Work]]:
+    """The method and what there is to do with it; refuses before hours of work what is in the way."""
     check_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    outputs = [config.out / f"{_stem(path)}.h5" for path in config.files]
-    _check_names(config, outputs)
+    outputs = check_names(config.files, config.out)
     if config.run is None:
         method = classical_method(str(config.method), config.regularisation, config.iterations)
     else:
         method = trained_method(config.run, config.method, config.device)
-    (rank, size), warn = world(), _once(warn)
     settings = _settings(config, method)
-    every = [settings | {"input": _identity(path)} for path in config.files]
+    every = [settings | {"input": identity(path)} for path in config.files]
+    work: list[Work] = [*zip(config.files, outputs, every, strict=True)]
     try:
-        for output, expected in zip(outputs, every, strict=True):
-            read_report(output, expected)  # refuses before hours of work what is in the way
-        work = list(zip(config.files, outputs, every, strict=True))[rank::size]
-        failed = _reconstruct_files(config, work, method, warn)
-        reports = [read_report(output, expected) for output, expected in zip(outputs, every, strict=True)]
-        finished = [report for report in reports if report is not None]
-        missing = {path for path, report in zip(config.files, reports, strict=True) if report is None}
-        if finished and missing <= failed.keys():  # else another process is still busy with the rest
-            write_reports(config.out, finished)
+        for _, output, expected in work:
+            read_report(output, expected)
     except OSError as error:
-        raise InputError(
-            "an output folder that can be written", str(error), "free the disk, or choose another --out"
-        ) from None
-    if failed:
-        raise _all_of(failed, len(config.files))
-    return [] if missing else finished
+        raise _unwritable(error) from None
+    return method, work
+
+
+def _unwritable(error: OSError) -> InputError:
+    remedy = "free the disk, or choose another --out"
+    return InputError("an output folder that can be written", str(error), remedy)
 
 
 def _reconstruct_files(
-    config: ReconstructConfig,
-    work: Sequence[tuple[Path, Path, Mapping[str, Any]]],
-    method: Method,
-    warn: Callable[[str], object],
-) -> dict[Path, InputError]:
-    """Do what is not done yet of (input, output, settings); the files that failed, and why."""
+    config: ReconstructConfig, work: Sequence[Work], method: Method, warn: Callable[[str], object]
+) -> Failed:
+    """Do what is not done yet; the files that failed, and why."""
     failed = {}
-    for path, output, settings in work:
+    for i, (path, output, settings) in enumerate(work):
         try:
             if read_report(output, settings) is None:
                 _reconstruct_file(config, path, output, method, settings, warn)
             save_pictures(output, png=config.png, nifti=config.nifti)
         except InputError as error:
             failed[path] = error
+        except OSError as error:  # of the disk, which the rest needs too
+            return failed | dict.fromkeys((path for path, *_ in work[i:]), _unwritable(error))
     return failed
 
 
-def _all_of(failed: Mapping[Path, InputError], files: int) -> InputError:
-    """One error for all: the one that every file has, or a list."""
-    first, *others = failed.values()
-    if len(failed) == files and all(str(error) == str(first) for error in others):
-        return first
-    listed = [f"{_shown(path)} ({error})" for path, error in failed.items()]
-    listed[SAID:] = [_shown(path) for path in list(failed)[SAID:]]
-    found = f"{len(failed)} that cannot: {', '.join(listed)}"
-    remedy = "mend them or leave them out; what is finished is kept"
-    return InputError(f"{files} files that can be reconstructed", found, remedy)
-
-
-def _check_names(config: ReconstructConfig, outputs: Sequence[Path]) -> None:
-    """Refuse what would overwrite each other, also on disks that do not tell A from a, or the data."""
-    names = [_shown(path) for path in outputs]
-    if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
-        found = f"{sorted(name.removesuffix('.h5') for name in names)}"
-        raise InputError("files of different names, not in case alone", found, "rename one")
-    for path, output in zip(config.files, outputs, strict=True):
-        if not path.name or len(os.fsencode(output.stem)) > LONGEST or "\0" in str(path):
-            expected = f"file names of 1 to {LONGEST} bytes without their ending, none of them NUL"
-            raise InputError(expected, f"{_shown(path)!r}", "rename the file")
-    # k-space of that name may lie there, even if of another format
-    lying = {os.path.realpath(path.parent) for path in config.files}
-    lying |= {os.path.dirname(os.path.realpath(path)) for path in config.files}
-    if os.path.realpath(config.out) in lying:
-        raise InputError("another folder than that of the data", f"{config.out}", "choose another --out")
+def _report(config: ReconstructConfig, work: Sequence[Work], failed: Failed) -> list[Report]:
+    """report.json and table.md of all that is finished, by one process, when no other is busy any more."""
+    if is_initialized() and world()[0]:
+        return []
+    try:
+        reports = {path: read_report(output, expected) for path, output, expected in work}
+        finished = [report for report in reports.values() if report is not None]
+        if not {path for path, report in reports.items() if report is None} <= failed.keys():
+            return []
+        if finished:
+            write_reports(config.out, finished)
+    except OSError as error:
+        raise _unwritable(error) from None
+    return finished
 
 
 def _sampling(config: ReconstructConfig, method: Method) -> MaskConfig:
@@ -234,22 +227,10 @@ def _settings(config: ReconstructConfig, method: Method) -> dict[str, Any]:
     """What the images depend on besides the input, in the types of JSON."""
     sampling = asdict(_sampling(config, method))
     if config.sampling.mask_file is not None:
-        sampling = {"mask_file": _identity(config.sampling.mask_file)}
-    maps = _identity(config.maps) if isinstance(config.maps, Path) else config.maps or method.maps
+        sampling = {"mask_file": identity(config.sampling.mask_file)}
+    maps = identity(config.maps) if isinstance(config.maps, Path) else config.maps or method.maps
     settings = {"method": method.name, "network": method.network, "header": config.header}
     return json.loads(json.dumps({**settings, "maps": maps, **sampling}))
-
-
-def _identity(path: Path) -> list[str | int]:
-    """A file as it is now: name, size and time of its last change. Of BART's pair, the numbers."""
-    if not path.name:  # of no file
-        return [str(path)]
-    numbers = path.with_name(path.name.removesuffix(".hdr").removesuffix(".cfl") + ".cfl")
-    for candidate in (numbers, path):
-        if candidate.is_file():
-            about = candidate.stat()
-            return [_shown(candidate), about.st_size, about.st_mtime_ns]
-    return [_shown(path)]
 
 
 def _reconstruct_file(
@@ -269,7 +250,7 @@ def _reconstruct_file(
             expected, found = f"maps for 1 or {len(file)} slices, as in {path.name}", f"{len(given)}"
             raise InputError(expected, f"{found} in {given.file.path.name}", "pass those of this scan")
         start = time.perf_counter()
-        name = _shown(path)
+        name = shown(path)
         slices = with_blanks(name, _slices(config, file, method, given or str(maps), warn), warn)
         first = next(slices)
         mask = first[0].mask
@@ -316,7 +297,7 @@ def _about_mask(mask: Mask, method: Method) -> dict[str, Any]:
     drawn, known = mask.drawn, method.sampling
     about = {"mask": "as acquired", "center_fraction": mask.center_fraction}
     if drawn is not None and drawn.mask_file is not None:
-        about["mask"] = _shown(drawn.mask_file)
+        about["mask"] = shown(drawn.mask_file)
     elif drawn is not None:
         about = {"mask": drawn.mask, "center_fraction": drawn.center_fractions[0]}
         about["asked_acceleration"] = drawn.accelerations[0]
@@ -338,7 +319,7 @@ def _slices(
         pattern = torch.from_numpy(file.mask)[None]
         known = Mask(pattern, (file.shape[2], find_acs(pattern)[1]))
     # whatever the format, the name that fastMRI's file of this volume would have
-    seed = volume_seed(f"{_stem(file.path)}.h5")
+    seed = volume_seed(f"{stem(file.path)}.h5")
     sampling = _sampling(config, method)
     for index in range(len(file)):
         kspace, target = torch.from_numpy(file[index]), file.target(index)
@@ -360,7 +341,9 @@ def _slices(
                 size=size,
                 target=None if target is None else torch.from_numpy(target),
             )
-            quality = {} if result.target is None else scores(result.target, result.image)
+            # of a target of zeros there are none
+            image, truth = result.image, result.target
+            quality = scores(truth, image) if truth is not None and truth.any() else {}
         except InputError as error:
             expected, found, remedy = error.args
             raise InputError(expected, f"{found} (slice {index} of {file.path.name})", remedy) from error
@@ -368,7 +351,7 @@ def _slices(
 
 
 def _left_out(file: KSpaceFile, padding: tuple[int, int]) -> str:
-    measured = f"outside {padding[0]} to {padding[1] - 1} of {_shown(file.path)}"
+    measured = f"outside {padding[0]} to {padding[1] - 1} of {shown(file.path)}"
     why = "are left out, as its header calls them padding: if that is wrong, pass --no-header"
     return f"columns that are not zero {measured} {why} (header=False in Python)"
 
@@ -377,13 +360,3 @@ def _spacing(file: KSpaceFile) -> tuple[float, float, float]:
     """Size of a voxel in mm, 1 where it is not known."""
     known = None if file.header is None else file.header.voxel(file.shape[2:])
     return known or (1.0, 1.0, 1.0)
-
-
-def _stem(path: Path) -> str:
-    """The name of the output: that of the input without its ending."""
-    return path.name.removesuffix(path.suffix)
-
-
-def _shown(path: Path) -> str:
-    """The name as text: the bytes of a file name need not be any."""
-    return os.fsencode(path.name).decode("utf-8", "replace")

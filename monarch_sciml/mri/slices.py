@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform
@@ -110,7 +111,9 @@ def reconstruct_slice(
     A = encoding(maps, found.pattern)
     # a method of magnitudes has no phase: it is lent that of the zero-filled image
     complete = x if x.is_complex() else x * torch.exp(1j * A.H(y).angle())
-    consistency = float((A(complete) - y).norm() / y.norm().clamp_min(1e-30))
+    # in double precision, as squares of small numbers vanish in single
+    rest, size_of_y = (vector_norm(v, dtype=torch.complex128) for v in (A(complete) - y, y))
+    consistency = float(rest / size_of_y.clamp_min(torch.finfo(torch.float64).tiny))
     size = shape if size is None else (min(size[0], shape[0]), min(size[1], shape[1]))
     if whole and target is None:
         target = root_sum_of_squares(FourierTransform(tuple(kspace.shape), inverse=True)(kspace))

@@ -3,13 +3,16 @@
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from kspace_files import HEADER, C, H, K, Line, S, W, ismrmrd, lines, noise
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.formats import open_kspace
-from monarch_sciml.mri.header import parse_header
+from monarch_sciml.mri.header import parse_header, write_header
+from monarch_sciml.mri.masks import MaskConfig
+from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct
 
 
 def read(path: Path) -> np.ndarray:
@@ -49,6 +52,56 @@ def test_a_partial_echo(x: int, center: int, tmp_path: Path):
     kspace, start = read(path), 0 if x == H else x // 2 - center
     np.testing.assert_array_equal(kspace[:, :, start : start + H], K)
     assert np.count_nonzero(kspace) == np.count_nonzero(K)
+
+
+def image_and_kspace(x: int) -> tuple[np.ndarray, np.ndarray]:
+    """A bright block off the middle, the same in every coil and slice, in x rows; and its k-space."""
+    image = np.zeros((x, W), np.float32)
+    image[x // 2 - 3 : x // 2 + 2, 2:6] = 1
+    shifted = np.fft.ifftshift(image)
+    kspace = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho")).astype(np.complex64)
+    return image, np.broadcast_to(kspace, (S, C, x, W))
+
+
+def oversampled(part: float) -> str:
+    """Encoded twice as long as ``H``; the image's field of view is this ``part`` of the encoded one."""
+    header = write_header((2 * H, W, S), (H, W), (10.0, 7.0, 3.0))
+    assert "<x>20.0</x>" in header
+    return header.replace("<x>20.0</x>", f"<x>{10 / part}</x>")
+
+
+@pytest.mark.parametrize("part", [0.5, 0.503])
+def test_readouts_written_without_their_oversampling_are_those_of_the_image(part: float, tmp_path: Path):
+    """The header still has the encoded matrix; the image is neither stretched nor blurred."""
+    image, kspace = image_and_kspace(H)
+    path = ismrmrd(tmp_path / "a.h5", lines(kspace), oversampled(part))
+    np.testing.assert_array_equal(read(path), kspace)
+    settings = {"maps": "low-resolution", "sampling": MaskConfig(accelerations=(1.0,)), "quiet": True}
+    reconstruct(ReconstructConfig((path,), tmp_path / "out", "zero-filled", **settings))
+    with h5py.File(tmp_path / "out" / "a.h5") as file:
+        assert file["reconstruction"].shape == (S, H, W)
+        found = file["reconstruction"][0]
+    assert np.corrcoef(found.ravel(), image.ravel())[0, 1] > 0.99
+    assert parse_header(oversampled(part)).voxel((H, W)) == pytest.approx((0.5 / part, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "shorter"),
+    [
+        (0.52, {}, 0),  # some other part of the field of view
+        (1.0, {}, 0),  # a low resolution, in the same field of view
+        (0.5, {"center_sample": H // 2 - 1}, 0),  # a partial echo
+        (0.5, {}, 2),  # one readout of another length
+    ],
+)
+def test_other_short_readouts_lie_in_the_encoded_matrix(part, changes, shorter, tmp_path: Path):
+    some = changed(lines(), **changes)
+    samples, head = some[-1]
+    some[-1] = samples[:, shorter:], {**head, "center_sample": head["center_sample"] - shorter}
+    kspace = read(ismrmrd(tmp_path / "a.h5", some, oversampled(part)))
+    start = H - some[0][1]["center_sample"]
+    np.testing.assert_array_equal(kspace[:-1, :, start : start + H], K[:-1])
+    assert kspace.shape == (S, C, 2 * H, W)
 
 
 def test_discarded_samples_are_zero(tmp_path: Path):

@@ -50,6 +50,20 @@ def test_every_model_takes_every_size_and_mask(kind, columns, shape):
     assert image.is_complex() == (kind != "unet")
 
 
+@pytest.mark.parametrize("maps", ["espirit", "learned"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_have_the_precision_of_the_weights(kind, maps):
+    model, (kspace, pattern, S) = build(kind, maps=maps), scan(dtype=torch.complex128)
+    match = "of complex64, as the weights; found complex128; convert .*complex64"
+    for data in ((kspace, pattern, S), (kspace.cfloat(), pattern, S), (kspace, pattern, S.cfloat())):
+        with pytest.raises(InputError, match=match) as error:
+            model(*data)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="of complex128, as the weights; found complex64"):
+        model.double()(kspace.cfloat(), pattern, S)
+    assert model(kspace, pattern, S).abs().dtype == torch.float64
+
+
 @pytest.mark.parametrize("regulariser", ["unet", "spectral"])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("base", ["varnet", "modl"])

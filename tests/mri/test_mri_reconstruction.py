@@ -316,6 +316,13 @@ def test_data_consistency_is_the_residual_by_dense_matrices():
     assert found.data_consistency == pytest.approx(float(residual.norm() / y.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-22, 1e17])
+def test_data_consistency_does_not_depend_on_the_unit_of_the_data(scale):
+    kspace, maps = torch.from_numpy(K[0]), torch.randn(4, H, W, dtype=torch.complex64)
+    known, found = (one(s * kspace, "zero-filled", maps=maps).data_consistency for s in (1, scale))
+    assert found == pytest.approx(known, rel=1e-5)
+
+
 def test_a_consistent_image_has_no_residual():
     image = torch.randn(H, W, dtype=torch.complex64)
     kspace, maps = coil_kspace(image.numpy())

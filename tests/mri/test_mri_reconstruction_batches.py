@@ -138,6 +138,18 @@ def test_a_slice_of_zeros_becomes_a_zero_image_without_scores(folder, empty, sco
         assert getattr(report, name) == getattr(only[0], name), name
 
 
+def test_a_slice_with_a_target_of_zeros_is_reconstructed_and_not_scored(folder):
+    """Whatever its k-space; the scores are the means of the other slices."""
+    targets = np.ones((S, H, W), np.float32)
+    (only,) = reconstruct(config(fastmri(folder / "a.h5", K[::2], HEADER, reconstruction_rss=targets[::2])))
+    targets[1] = 0
+    path = fastmri(folder / "a.h5", K, HEADER, reconstruction_rss=targets)
+    (report,) = reconstruct(config(path, out=folder.parent / "all"))
+    assert (report.nmse, report.psnr, report.ssim) == (only.nmse, only.psnr, only.ssim)
+    with h5py.File(folder.parent / "all" / "a.h5") as file:
+        assert all(image.any() for image in file["reconstruction"])
+
+
 def test_an_undersampled_volume_may_have_slices_of_zeros_too(folder):
     kspace = K.copy()
     kspace[..., 1::2] = 0

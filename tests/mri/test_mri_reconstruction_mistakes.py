@@ -82,6 +82,10 @@ BAD = {
     "truncated": (truncated, r"a readable HDF5 file; found bad.h5 of \d+ bytes"),
     "no k-space": (without_kspace, "a dataset 'kspace' .*; found reconstruction_rss in bad.h5"),
     "NaN": (late_nan, "NaN or infinity in slice 2 of bad.h5"),
+    "bytes in BART's other order": (
+        lambda f: bart(f / "bad", K.byteswap()),
+        "NaN or infinity in slice 0 of bad.cfl; .*bytes may be swapped: BART's are little-endian$",
+    ),
     "silent volume": (silent, "k-space with samples; found zeros only in bad.h5; check the file"),
     "no centre": (no_centre, r"centre of at least 3 × 3 .*\(slice 0 of bad.h5\); pass coil maps \(--maps\)"),
     "mask too long": (
