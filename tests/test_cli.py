@@ -199,7 +199,7 @@ def test_key_and_axes(tmp_path, capsys):
     [
         ("", r"one array of trajectories; found the arrays .*; name the one to read with key= \(--key\)"),
         ("--key speeds", "name the one to read with key= (--key)"),
-        ("--key speed", 'name the axes there are: axes="n t x y c" (--axes)'),
+        ("--key speed", 'name the axes there are: axes="n t x y z", or with channels "n t x y c" (--axes)'),
         ("--key speed --axes ntxy", "name every axis with axes= (--axes)"),
         ("--key speed --axes abc", 'write for example axes="n t x y" (--axes)'),
     ],
