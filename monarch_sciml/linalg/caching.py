@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["kept"]
+from monarch_sciml.kernels.derivatives import only_torch
+
+__all__ = ["kept", "traced"]
 
 P = ParamSpec("P")
+
+
+def traced() -> bool:
+    """Whether tensors may be without numbers: torch compiles or exports, or vmap or its like is at work."""
+    return torch.compiler.is_compiling() or only_torch() or _get_current_dispatch_mode() is not None
 
 
 def kept(size: int) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
     """``lru_cache(size)`` for tensors. Whoever is given one must not modify it, and can train with it.
 
-    While torch compiles or exports, or a mode such as ``FakeTensorMode`` is on, they are made anew: those
-    tensors hold no numbers for anybody else.
+    While somebody traces, they are made anew: those tensors hold no numbers for anybody else.
     """
 
     def decorate(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -28,8 +34,7 @@ def kept(size: int) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
 
         @wraps(make)
         def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-            traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-            return (make if traced else remember)(*args, **kwargs)
+            return (make if traced() else remember)(*args, **kwargs)
 
         return call
 

@@ -14,6 +14,7 @@ from monarch_sciml.linalg.transforms import balanced_factors
 __all__ = ["factorize"]
 
 DRAWS, SWEEPS = 4, 500
+NEAR = 0.3  # a residual from which more sweeps may find a member of the class
 
 
 def factorize(
@@ -31,8 +32,8 @@ def factorize(
     Those are taken from a random combination of all F(i, j), with an orthonormal basis where eigenvalues
     coincide; the rest follows by division. p and q (1 in the paper) are the row and column of blocks that are
     best conditioned. Alternating least squares over A_i, D_ij and C_j then bring the residual down to the
-    rounding or the noise in A, also where blocks are nearly singular. Each sweep takes O(n³/J) operations; a
-    matrix is refused after 2000 of them at the latest.
+    rounding or the noise in A, with rare exceptions where blocks are nearly singular. Each sweep takes O(n³/J)
+    operations; a matrix is refused after 2000 of them at the latest.
 
     Args:
         A: (n, n), real or complex, invertible. The factors are complex where eigenvalues are.
@@ -147,9 +148,9 @@ def _residual(B: Tensor, left: Tensor, D: Tensor, right: Tensor) -> float:
 def _refine(B: Tensor, factors: tuple[Tensor, ...], tol: float) -> tuple[tuple[Tensor, ...], float]:
     """Alternating least squares; the factors and their residual.
 
-    Above ``tol`` they go on while a sweep takes off a ten-thousandth, below it a hundredth. Where blocks are
-    nearly singular, sweeps crawl. So each one starts beyond the last factors, in the direction of the last
-    step and the further the longer that goes well; a step that went too far is undone.
+    They go on while a sweep takes off a hundredth, and between ``tol`` and 0.3 a ten-thousandth. Where blocks
+    are nearly singular, sweeps crawl. So each one starts beyond the last factors, in the direction of the
+    last step and the further the longer that goes well; a step that went too far is undone.
     """
     B = B.to(factors[1].dtype)
     residual, before, momentum = _residual(B, *factors), factors, 0.5
@@ -158,7 +159,7 @@ def _refine(B: Tensor, factors: tuple[Tensor, ...], tol: float) -> tuple[tuple[T
         found = _sweep(B, *beyond)
         reached = _residual(B, *found)
         if reached < residual:
-            settled = reached > (0.99 if reached <= tol else 0.9999) * residual
+            settled = reached > (0.9999 if tol < reached < NEAR else 0.99) * residual
             before, factors, residual, momentum = factors, found, reached, 1.1 * momentum
         else:
             settled = before is factors

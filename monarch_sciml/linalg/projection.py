@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.linalg.caching import traced
 from monarch_sciml.linalg.composition import Cropped
 from monarch_sciml.linalg.monarch import MonarchMatrix
 from monarch_sciml.linalg.transforms import balanced_factors
@@ -132,7 +133,7 @@ def _check_matrix(A: Tensor) -> None:
             f"{A.dtype} of shape {tuple(A.shape)}",
             "convert it with .to(torch.float64)",
         )
-    if not A.is_meta and not A.isfinite().all():
+    if not (traced() or A.is_meta) and not A.isfinite().all():
         raise InputError("a matrix of finite numbers", "NaN or infinity", "A.isfinite() shows where")
 
 

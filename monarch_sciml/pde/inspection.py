@@ -68,10 +68,7 @@ def doubts(training: TrajectoryDataset, *, guessed: bool, every: int = 1) -> lis
         *_both_ends(training, every),
         *_unlike_frames(training),
     ]
-    moments = [
-        (w.double().mean(_but_channels(w)), w.double().square().mean(_but_channels(w))) for w in training
-    ]
-    mean, square = (torch.stack(part).mean(0) for part in zip(*moments, strict=True))
+    mean, square = _moments(training)
     deviation = (square - mean**2).clamp_min(0).sqrt()
     low, high = deviation.min().item(), deviation.max().item()
     if high > FAR * low:
@@ -89,8 +86,14 @@ def doubts(training: TrajectoryDataset, *, guessed: bool, every: int = 1) -> lis
     return [f"{name}: {line}" for line in found]
 
 
-def _but_channels(w: Tensor) -> list[int]:
-    return [axis for axis in range(w.ndim) if axis != 1]
+def _moments(dataset: TrajectoryDataset) -> Tensor:
+    """Mean of the values and of their squares, for each channel, in double precision."""
+    sums = torch.zeros(2, dataset.channels, dtype=torch.float64)
+    for trajectory in dataset:
+        w = trajectory.double()
+        others = [axis for axis in range(w.ndim) if axis != 1]
+        sums += torch.stack([w.mean(others), w.square().mean(others)])
+    return sums / len(dataset)
 
 
 def _uneven(times: Tensor | None) -> list[str]:
@@ -123,8 +126,10 @@ def _unlike_frames(dataset: TrajectoryDataset) -> list[str]:
     """Of pairs, such as a coefficient and a solution."""
     if dataset.n_times != 2:
         return []
-    squares = torch.stack([w.double().square().flatten(1).mean(1) for w in dataset])
-    first, second = squares.mean(0).sqrt().tolist()
+    squares = torch.zeros(2, dtype=torch.float64)
+    for w in dataset:
+        squares += w.double().square().flatten(1).mean(1)
+    first, second = (squares / len(dataset)).sqrt().tolist()
     if max(first, second) <= FAR * min(first, second):
         return []
     return [

@@ -244,7 +244,10 @@ def _digest(dataset: TrajectoryDataset) -> str:
 
 def _standard_deviation(dataset: TrajectoryDataset) -> float:
     """Of all training values, by accumulating per trajectory."""
-    moments = [(w.double().mean(), w.double().square().mean()) for w in dataset]
+    moments = []
+    for trajectory in dataset:  # numbers, as tensors would lie between what is given back
+        w = trajectory.double()
+        moments.append((w.mean().item(), w.square().mean().item()))
     mean, square = torch.tensor(moments, dtype=torch.float64).mean(0).tolist()
     variance = square - mean**2
     if not variance > 1e-12 * square:  # below that it is rounding

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from laws import assert_adjoint, assert_linear, relative_error
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monarch_sciml import InputError, MonarchMatrix, dft, project
 from monarch_sciml.kernels import monarch_dense
@@ -350,3 +351,14 @@ def test_errors_of_padding_and_choice():
             choose_blocks(A, budget)
     with pytest.raises(InputError, match=r"floating-point or complex"):
         choose_blocks(torch.ones(4, 4, dtype=torch.int64), 0.5)
+
+
+def test_projection_is_a_function_for_whoever_traces_it():
+    """NaN is looked for in numbers alone."""
+    A = torch.randn(3, 8, 8)
+    expected = torch.stack([project(a).to_dense() for a in A])
+    torch.testing.assert_close(torch.func.vmap(lambda a: project(a).to_dense())(A), expected)
+    compiled = torch.compile(lambda a: project(a, (2, 2)).to_dense(), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(A[0]), project(A[0], (2, 2)).to_dense())
+    with FakeTensorMode():
+        assert project(torch.randn(16, 16)).shape == (16, 16)

@@ -123,6 +123,12 @@ def test_interpolation_first_used_elsewhere_still_trains(context, fine):
     assert interpolation(6, fine) is interpolation(6, fine)
 
 
+def test_what_a_function_transform_makes_is_not_kept():
+    x = torch.randn(5, dtype=COMPLEX)
+    torch.func.functionalize(lambda x: interpolation(5, 1021) @ x)(x)
+    assert interpolation(5, 1021).data_ptr() != 0
+
+
 @pytest.mark.parametrize(
     ("n", "factors"),
     [(1, (1, 1)), (12, (3, 4)), (36, (6, 6)), (97, (1, 97)), (372, (12, 31)), (640, (20, 32))],

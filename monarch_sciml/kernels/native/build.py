@@ -30,12 +30,13 @@ def library() -> ctypes.CDLL | None:
     compiler is ``$CXX``, which may have arguments, ``c++`` or ``g++``. With ``MONARCH_SCIML_NATIVE=0``
     nothing is built.
     """
-    compiler = _compiler()
-    if compiler is None or os.environ.get("MONARCH_SCIML_NATIVE", "1") == "0":
+    if os.environ.get("MONARCH_SCIML_NATIVE", "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_build(compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody has a home here
+        compiler = _compiler()
+        return None if compiler is None else ctypes.CDLL(str(_build(compiler)))
+    # of a quotation in CXX without an end, of a home that nobody has
+    except (ValueError, RuntimeError, OSError, subprocess.SubprocessError):
         return None
 
 
