@@ -32,8 +32,8 @@ def factorize(
     Those are taken from a random combination of all F(i, j), with an orthonormal basis where eigenvalues
     coincide; the rest follows by division. p and q (1 in the paper) are the row and column of blocks that are
     best conditioned. Alternating least squares over A_i, D_ij and C_j then bring the residual down to the
-    rounding or the noise in A, with rare exceptions where blocks are nearly singular. Each sweep takes O(n³/J)
-    operations; a matrix is refused after 2000 of them at the latest.
+    rounding or the noise in A, with rare exceptions where blocks are nearly singular. Each sweep takes
+    O(n³/J) operations; a matrix is refused after 2000 of them at the latest.
 
     Args:
         A: (n, n), real or complex, invertible. The factors are complex where eigenvalues are.
