@@ -31,7 +31,7 @@ def in_torch(
     """Gradients of ``function`` at ``operands`` where there are ``needs``, given that of its result.
 
     Somebody who differentiates twice can differentiate them again. One operand may be computed from another,
-    as in a layer used twice; how is known to who computed it, so that here aliases are differentiated.
+    as in a layer used twice: aliases of them are differentiated, so that nothing behind them counts twice.
     """
     twice = torch.is_grad_enabled()
     with torch.enable_grad():

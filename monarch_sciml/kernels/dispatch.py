@@ -66,12 +66,17 @@ def _precision(*operands: Tensor) -> tuple[torch.dtype, AbstractContextManager]:
     return dtype, nullcontext()
 
 
+def _compiled() -> bool:
+    """Whether the C++ kernels are there, and nobody wants derivatives that they do not have."""
+    return native.available() and not only_torch()
+
+
 def _native(
     backend: str, need: str, fits: bool, found: str, dtype: torch.dtype, operands: Sequence[Tensor]
 ) -> bool:
     """Whether the C++ path can be taken. Raises ``InputError`` if it cannot but was asked for."""
     fits = fits and dtype == torch.float32 and all(t.device.type == "cpu" for t in operands)
-    if fits and native.available() and not only_torch():
+    if fits and _compiled():
         return True
     if backend == "native":
         raise InputError(
@@ -231,7 +236,7 @@ def separable_multiply(
         )
     factors = (*vertical, *horizontal)
     x = x.to(torch.promote_types(x.dtype, factors[0].dtype))
-    if x.dtype == torch.complex64 and x.device.type == "cpu" and native.available() and not only_torch():
+    if x.dtype == torch.complex64 and x.device.type == "cpu" and _compiled():
         return native.separable_multiply(x, factors, adjoint, maps)
     return separable.separable_multiply(x, factors, adjoint, maps)
 
@@ -242,8 +247,7 @@ def has_fast_sense_normal(*operands: Tensor) -> bool:
     return (
         all(t.dtype == torch.complex64 and t.device.type == "cpu" for t in operands)
         and not any(t.requires_grad for t in given)
-        and native.available()
-        and not only_torch()
+        and _compiled()
     )
 
 
@@ -287,8 +291,7 @@ def has_fast_pointwise_layer(x: Tensor, width: int) -> bool:
         and x.device.type == "cpu"
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and native.available()
-        and not only_torch()
+        and _compiled()
     )
 
 

@@ -16,7 +16,7 @@ from monarch_sciml.linalg.composition import Cropped
 from monarch_sciml.linalg.monarch import MonarchMatrix
 from monarch_sciml.linalg.transforms import balanced_factors
 
-__all__ = ["BlockChoice", "choose_blocks", "compare_blocks", "project", "project_padded"]
+__all__ = ["BlockChoice", "choose_blocks", "compare_blocks", "is_finite", "project", "project_padded"]
 
 
 def project(A: Tensor, nblocks: tuple[int, int] | None = None, *, rank: int = 1) -> MonarchMatrix:
@@ -133,8 +133,13 @@ def _check_matrix(A: Tensor) -> None:
             f"{A.dtype} of shape {tuple(A.shape)}",
             "convert it with .to(torch.float64)",
         )
-    if not (traced() or A.is_meta) and not A.isfinite().all():
+    if not is_finite(A):
         raise InputError("a matrix of finite numbers", "NaN or infinity", "A.isfinite() shows where")
+
+
+def is_finite(A: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, as far as there are numbers to look at."""
+    return A.is_meta or traced() or bool(A.isfinite().all())
 
 
 def _decomposed(dtype: torch.dtype) -> torch.dtype:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg.caching import traced
+from monarch_sciml.linalg.projection import is_finite
 from monarch_sciml.nn.attention import ProjectedAttention, projections
 from monarch_sciml.nn.conv import MonarchConv
 from monarch_sciml.nn.fourier import LearnedFourier
@@ -265,7 +265,7 @@ def _parts(layer: _Layer, nblocks: int, mode: str) -> tuple[list[Any], float | N
     """The Monarch matrices for a layer, and the relative error of the projection."""
     parts, lost = [], 0.0
     meta = layer.weight.device.type == "meta"
-    if not (meta or traced()) and not layer.weight.isfinite().all():
+    if not is_finite(layer.weight):
         raise InputError(
             f"finite weights in layer {layer.name}", "NaN or infinity", "mend them, or exclude the layer"
         )
