@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg.monarch import MonarchMatrix
-from monarch_sciml.linalg.operator import LinearOperator, Product, Scaled, Sum
+from monarch_sciml.linalg.operator import LinearOperator, Product, Scaled, Sum, check_last
 
-__all__ = ["Cropped", "Selection", "absorb", "crop", "monarch_factors"]
+__all__ = ["Cropped", "Selection", "absorb", "cast", "crop", "monarch_factors"]
 
 
 class Selection(LinearOperator):
@@ -36,8 +36,7 @@ class Selection(LinearOperator):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Select from the last dimension."""
-        if x.shape[-1:] != self.domain:
-            raise InputError(f"a last dimension of {self.shape[1]}", f"{tuple(x.shape)}", "move that axis")
+        check_last(x, self.shape[1])
         y = x[..., self.index.clamp(min=0)]
         return y * (self.index >= 0).to(y.dtype) if (self.index < 0).any() else y
 
@@ -47,7 +46,7 @@ class Selection(LinearOperator):
         m, n = self.shape
         back = self.index.new_full((n,), -1)
         taken = self.index >= 0
-        back[self.index[taken]] = torch.arange(m)[taken]
+        back[self.index[taken]] = torch.arange(m, device=self.index.device)[taken]
         return Selection(back, m)
 
 
@@ -67,8 +66,7 @@ class Cropped(LinearOperator):
     def __call__(self, x: Tensor) -> Tensor:
         """(..., n) → (..., m)."""
         m, n = self.shape
-        if x.shape[-1] != n:
-            raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "check the size of the input")
+        check_last(x, n)
         return self.full(F.pad(x, (0, self.full.shape[1] - n)))[..., :m]
 
     @property
@@ -96,6 +94,15 @@ def absorb(M: MonarchMatrix, *, rows: Tensor | None = None, columns: Tensor | No
     if columns is not None:
         R = R * columns.unflatten(-1, (R.shape[-3], R.shape[-1]))[..., None, :]
     return MonarchMatrix(L, R)
+
+
+def cast(M: MonarchMatrix, dtype: torch.dtype) -> MonarchMatrix:
+    """M with factors in ``dtype``. Raises ``InputError`` for one that cannot hold them."""
+    if M.L.is_complex() and not dtype.is_complex:
+        raise InputError("a complex dtype", f"{dtype}", "the factors of this transform are complex")
+    if not (dtype.is_complex or dtype.is_floating_point):
+        raise InputError("a floating-point or complex dtype", f"{dtype}", "leave it out for double precision")
+    return MonarchMatrix(M.L.to(dtype), M.R.to(dtype))
 
 
 def monarch_factors(A: LinearOperator) -> list[MonarchMatrix]:

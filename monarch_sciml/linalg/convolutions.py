@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg.composition import absorb, crop
+from monarch_sciml.linalg.composition import absorb, cast, crop
 from monarch_sciml.linalg.monarch import MonarchMatrix
 from monarch_sciml.linalg.operator import LinearOperator
 from monarch_sciml.linalg.transforms import balanced_factors, roots_of_unity
@@ -172,8 +172,7 @@ def _product(
         right = MonarchMatrix(right.L.conj().resolve_conj(), right.R.conj().resolve_conj())
     if columns is not None:
         right = absorb(right, rows=_padded(columns.conj(), p))
-    left, right = (MonarchMatrix(M.L.to(dtype), M.R.to(dtype)) for M in (left, right))
-    return crop(left @ right.H, m, n)
+    return crop(cast(left, dtype) @ cast(right, dtype).H, m, n)
 
 
 def _padded(v: Tensor, p: int) -> Tensor:

@@ -33,13 +33,15 @@ def fit(
     linear, and falls apart into the J blocks of rows. The residual never rises. Stops when a sweep lowers it
     by less than ``tol`` of itself, when it is rounding noise, or after ``sweeps``.
 
-    For an M of this form and independent inputs, c ≥ n recovers it at once. With fewer the dense solution is
-    not unique and the search may end in a local minimum: M has T·K·(S + I − T) degrees of freedom for each
+    For an M of this form and n independent inputs or more it is recovered at once. With fewer the dense
+    solution is not unique and the search may end in a local minimum, or halfway when inputs of several blocks
+    are equal, which it can not tell apart. With c of them M has T·K·(S + I − T) degrees of freedom for each
     of the S·c equations of a block of rows, S = m/J and I = n/K, so nothing less than c = T·K·(S + I − T)/S
     can do. See ``residuals`` for what was reached. A sweep costs O(J·min(S, K·T)·min(n, c)·(n·T)²), and
     memory for min(S, K·T)·min(n, c) × n·T numbers.
 
-    Raises ``InputError`` for samples that do not pair up, and as ``project`` for blocks and rank.
+    Half precision is solved in single. Raises ``InputError`` for samples that do not pair up, that are not
+    floating-point, complex or finite, and as ``project`` for blocks and rank.
     """
     if X.ndim != 2 or Y.ndim != 2 or X.shape[1] != Y.shape[1] or not X.numel():
         raise InputError(
@@ -49,12 +51,22 @@ def fit(
         )
     if not (X.isfinite().all() and Y.isfinite().all()):
         raise InputError("finite samples", "NaN or infinity", "leave those columns out")
-    dtype = torch.promote_types(X.dtype, Y.dtype)
-    X, Y = X.to(dtype), Y.to(dtype)
+    asked = torch.promote_types(X.dtype, Y.dtype)
+    if not (asked.is_floating_point or asked.is_complex):
+        raise InputError("floating-point or complex samples", f"{asked}", "convert them with .double()")
+    dtype = torch.promote_types(asked, torch.float32)
+    # largest entries of one: squares of very small or large ones would be zero or infinite
+    scales = [max(t.abs().max().item(), torch.finfo(dtype).tiny) for t in (X, Y)]
+    X, Y = (t.to(dtype) / scale for t, scale in zip((X, Y), scales, strict=True))
     size = Y.norm()
+
+    def result(M: MonarchMatrix, residuals: list[float]) -> Fit:
+        L, R = (factor * (scales[1] ** 0.5 / scales[0] ** 0.5) for factor in (M.L, M.R))
+        return Fit(MonarchMatrix(L.to(asked), R.to(asked)), residuals)
+
     M = project(Y @ torch.linalg.pinv(X), nblocks, rank=rank)
     if not size:
-        return Fit(MonarchMatrix(torch.zeros_like(M.L), M.R), [0.0])
+        return result(MonarchMatrix(torch.zeros_like(M.L), M.R), [0.0])
     # inputs beyond their span add no equation: X = X′ Qᴴ with X′ (n, min(n, c)), and what of Y lies outside
     # the span of Qᴴ is out of reach
     Q, upper = torch.linalg.qr(X.mH)
@@ -76,7 +88,7 @@ def fit(
         residuals.append(value)
         if residuals[-2] - value < tol * residuals[-2]:
             break
-    return Fit(M, residuals)
+    return result(M, residuals)
 
 
 def _sweep(M: MonarchMatrix, X: Tensor, Y: Tensor) -> MonarchMatrix:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import check_factors, monarch_dense, monarch_multiply
-from monarch_sciml.linalg.operator import LinearOperator
+from monarch_sciml.linalg.operator import LinearOperator, check_last
 
 __all__ = ["MonarchMatrix", "StridePermutation"]
 
@@ -26,6 +26,7 @@ class StridePermutation(LinearOperator):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Permute the last dimension."""
+        check_last(x, self.p * self.q)
         return x.unflatten(-1, (self.p, self.q)).mT.flatten(-2)
 
     @property
@@ -161,9 +162,11 @@ class MonarchMatrix(LinearOperator):
         return -1 if pairs % 2 else 1
 
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The matrix (..., S·J, K·I): O(n²) memory."""
+        """The matrix (..., S·J, K·I): O(n²) memory. In ``dtype``, or the complex one of its precision."""
         M = monarch_dense(self.L, self.R)
-        return M if dtype is None else M.to(dtype)
+        if dtype is None:
+            return M
+        return M.to(dtype.to_complex() if M.is_complex() else dtype)
 
     def __repr__(self) -> str:
         return f"MonarchMatrix{self.shape} with {self.nblocks} blocks of rank {self.rank}, {self.L.dtype}"

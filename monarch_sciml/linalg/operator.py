@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from numbers import Number
 from typing import overload
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 
-__all__ = ["LinearOperator", "Product", "Scaled", "Sum"]
+__all__ = ["LinearOperator", "Product", "Scaled", "Sum", "check_last"]
 
 
 class LinearOperator(ABC):
@@ -29,6 +30,7 @@ class LinearOperator(ABC):
     """The last dimensions of what the operator takes."""
     codomain: tuple[int, ...]
     """The last dimensions of what it returns."""
+    __array_ufunc__ = None  # NumPy is not to take an operator for a number and multiply its entries with it
 
     def __init__(self, codomain: Iterable[int], domain: Iterable[int]):
         self.codomain, self.domain = tuple(codomain), tuple(domain)
@@ -57,6 +59,10 @@ class LinearOperator(ABC):
     @overload
     def __matmul__(self, other: Tensor) -> Tensor: ...
     def __matmul__(self, other: LinearOperator | Tensor) -> LinearOperator | Tensor:
+        if not isinstance(other, LinearOperator | Tensor):
+            raise InputError(
+                "a tensor or an operator on the right", type(other).__name__, "convert with torch.as_tensor"
+            )
         vectors = len(self.domain) == 1
         if isinstance(other, LinearOperator):
             found = other.codomain
@@ -81,7 +87,7 @@ class LinearOperator(ABC):
     def __add__(self, other: LinearOperator) -> LinearOperator:
         return Sum(self, other)
 
-    def __mul__(self, scalar: complex) -> LinearOperator:
+    def __mul__(self, scalar: complex | Tensor) -> LinearOperator:
         return Scaled(scalar, self)
 
     __rmul__ = __mul__
@@ -125,6 +131,8 @@ class Sum(LinearOperator):
     """``A + B``."""
 
     def __init__(self, A: LinearOperator, B: LinearOperator):
+        if not isinstance(B, LinearOperator):
+            raise InputError("an operator to add", type(B).__name__, "add A.to_dense() to a matrix")
         if (A.domain, A.codomain) != (B.domain, B.codomain):
             raise InputError(
                 f"operators of equal shape {A.codomain} × {A.domain}",
@@ -145,9 +153,11 @@ class Sum(LinearOperator):
 
 
 class Scaled(LinearOperator):
-    """``scalar · A``."""
+    """``scalar · A``, with a number or a tensor of no dimension, which may be learned."""
 
-    def __init__(self, scalar: complex, A: LinearOperator):
+    def __init__(self, scalar: complex | Tensor, A: LinearOperator):
+        if not isinstance(scalar, Number) and not (isinstance(scalar, Tensor) and not scalar.ndim):
+            raise InputError("one number to multiply with", type(scalar).__name__, "operators multiply by @")
         super().__init__(A.codomain, A.domain)
         self.scalar, self.A = scalar, A
 
@@ -158,4 +168,11 @@ class Scaled(LinearOperator):
     @property
     def H(self) -> LinearOperator:
         """The adjoint, times the conjugate scalar."""
-        return self.scalar.conjugate() * self.A.H
+        scalar = self.scalar
+        return (scalar.conj() if isinstance(scalar, Tensor) else scalar.conjugate()) * self.A.H
+
+
+def check_last(x: Tensor, n: int) -> None:
+    """Raises ``InputError`` unless x is (..., n)."""
+    if x.shape[-1:] != (n,):
+        raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "move that axis to the end")

@@ -41,10 +41,12 @@ def permutation(order: Tensor, *, dtype: torch.dtype = torch.float64) -> LinearO
     Raises ``InputError`` unless ``order`` holds 0 … n − 1 once each.
     """
     n = len(order) if order.ndim == 1 else 0
-    if not n or not torch.equal(order.sort().values, torch.arange(n)):
+    indices = not (order.is_floating_point() or order.is_complex())
+    if not n or not indices or not torch.equal(order.sort().values, torch.arange(n)):
         raise InputError(
             "a permutation of 0 … n − 1", f"{order.dtype} {tuple(order.shape)}", "give every index once"
         )
+    order = order.long()
     p, q = balanced_factors(n)
     divisors = [d for d in range(1, n + 1) if n % d == 0]
     for size, J, K in sorted((n * (J + K), J, K) for J in divisors for K in divisors):

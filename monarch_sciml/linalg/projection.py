@@ -30,8 +30,10 @@ def project(A: Tensor, nblocks: tuple[int, int] | None = None, *, rank: int = 1)
     ``A`` is (..., m, n), real or complex, square or not. ``nblocks = (J, K)`` are the block counts of L and
     R; J divides m and K divides n. By default each is the divisor nearest to the square root, the larger for
     K. O(m·n·√n) for square matrices. Half precision is decomposed in float32; the factors have the dtype of
-    A. Raises ``InputError`` for entries that are not finite, when the counts do not divide the shape, or when
-    the rank exceeds that of the slices, m/J × n/K; ``project_padded`` takes any counts.
+    A. The matrix is differentiable where the singular values of each slice differ and the first ``rank`` are
+    not zero; elsewhere, as in a slice of zeros, its gradient may be NaN. Raises ``InputError`` for entries
+    that are not finite, when the counts do not divide the shape, or when the rank exceeds that of the slices,
+    m/J × n/K; ``project_padded`` takes any counts.
     """
     _check_matrix(A)
     m, n = A.shape[-2:]
@@ -102,6 +104,8 @@ def compare_blocks(A: Tensor, budget: float) -> list[BlockChoice]:
         )
     noise = max(100 * torch.finfo(dtype).eps, torch.finfo(A.dtype).eps)
     A = A.detach().to(dtype)
+    if A.numel():  # the largest entry is one: squares of very small or large ones would be zero or infinite
+        A = A / A.abs().max().clamp_min(torch.finfo(dtype).tiny)
     rows = []
     for J, K in product(_divisors(m), _divisors(n)):
         most = min(math.floor(budget * m * n / (K * m + J * n) + 1e-9), m // J, n // K)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg.caching import kept
+from monarch_sciml.linalg.composition import cast
 from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
 from monarch_sciml.linalg.operator import LinearOperator
 
@@ -92,7 +93,7 @@ def truncated_dft(
     first = -(n_modes // 2) if first is None else first
     L, R = fourier_factors(n, n_modes, first)
     L = L * (norm_factor(n, norm, inverse=False) * n**0.5)
-    return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(*balanced_factors(n))
+    return cast(MonarchMatrix(L, R), dtype) @ StridePermutation(*balanced_factors(n))
 
 
 def dft(
@@ -115,7 +116,7 @@ def dft(
     L = L * (norm_factor(n, norm, inverse) * n**0.5)
     if inverse:
         L, R = L.conj().resolve_conj(), R.conj().resolve_conj()
-    return MonarchMatrix(L.to(dtype), R.to(dtype)) @ StridePermutation(*balanced_factors(n))
+    return cast(MonarchMatrix(L, R), dtype) @ StridePermutation(*balanced_factors(n))
 
 
 @kept(256)
@@ -128,6 +129,8 @@ def interpolation(n_from: int, n_to: int) -> Tensor:
     what real data want. Shape (n_to, n_from). Cached: do not modify it.
     """
     r = min(n_from, n_to)
+    if r < 1:
+        raise InputError("grids of at least one point", f"{n_from} and {n_to}", "pass their lengths")
     k = torch.arange(-(r // 2), (r - 1) // 2 + 1, device="cpu")
     synthesis = roots_of_unity(n_to, -torch.arange(n_to, device="cpu")[:, None] * k)
     analysis = roots_of_unity(n_from, k[:, None] * torch.arange(n_from, device="cpu")) / n_from

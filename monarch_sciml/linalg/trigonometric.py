@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg.composition import Selection, absorb, crop
+from monarch_sciml.linalg.composition import Selection, absorb, cast, crop
 from monarch_sciml.linalg.monarch import MonarchMatrix
 from monarch_sciml.linalg.operator import LinearOperator
 from monarch_sciml.linalg.transforms import Norm, norm_factor, roots_of_unity
@@ -66,11 +66,7 @@ def acdc(a: Tensor, d: Tensor, *, dtype: torch.dtype = torch.float64) -> LinearO
         raise InputError("two real vectors of equal length", found, "give one entry per point")
     M, order = _monarch("cos", len(a), 2, _edges("cos", len(a), 2) ** 0.5 * (2 * len(a)) ** -0.5)
     left = absorb(M, rows=a.double(), columns=d.double()[order])
-    return _to(left, dtype) @ _to(M, dtype).H
-
-
-def _to(M: MonarchMatrix, dtype: torch.dtype) -> MonarchMatrix:
-    return MonarchMatrix(M.L.to(dtype), M.R.to(dtype))
+    return cast(left, dtype) @ cast(M, dtype).H
 
 
 def _transform(
@@ -91,7 +87,7 @@ def _transform(
     else:  # the halves belong to the input; type III is the transpose of what is built here
         rows, columns = edges ** (type == 3), edges ** (type == 1)
     M, order = _monarch(function, n, 2 if type == 3 else type, scale * rows, columns)
-    A = crop(_to(M, dtype), n, M.shape[1]) @ Selection(order, n)
+    A = crop(cast(M, dtype), n, M.shape[1]) @ Selection(order, n)
     return A.H if type == 3 else A
 
 

@@ -104,6 +104,7 @@ def test_gradients_reach_the_data():
         (lambda: convolution(torch.ones(3), 5, mode="wrap"), "found 'wrap'"),
         (lambda: afdf(torch.ones(3), torch.ones(4)), "equal length; found 3 and 4"),
         (lambda: chirp_dft(0), "size of at least 1"),
+        (lambda: circulant(torch.ones(3), dtype=torch.float64), "a complex dtype; found torch.float64"),
     ],
 )
 def test_mistakes(call, message):

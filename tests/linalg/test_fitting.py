@@ -112,6 +112,29 @@ def test_inputs_that_depend_on_each_other():
     assert found.to_dense().isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64])
+@pytest.mark.parametrize("c", [10, 40])
+def test_units_change_nothing(c, dtype):
+    """The squares of these numbers are zero or infinite in their own precision."""
+    X, Y = torch.randn(16, c, dtype=dtype), torch.randn(12, c, dtype=dtype)
+    expected = fit(X, Y, (4, 4), tol=1e-3)
+    small = 1e-25 if dtype != torch.float64 else 1e-200
+    for x, y in ((1.0, small), (small, small), (1 / small, 1.0), (1.0, 1 / small), (1 / small, 1 / small)):
+        M, residuals = fit(x * X, y * Y, (4, 4), tol=1e-3)
+        assert residuals == pytest.approx(expected.residuals, rel=1e-4)
+        assert relative_error((M @ (x * X)) / y, expected.matrix @ X) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_solved_in_single(dtype):
+    X, Y = torch.randn(6, 8).to(dtype), torch.randn(4, 8).to(dtype)
+    M, residuals = fit(X, Y, (2, 3))
+    single = fit(X.float(), Y.float(), (2, 3))
+    assert residuals == single.residuals
+    assert torch.equal(M.L, single.matrix.L.to(dtype))
+    assert torch.equal(M.R, single.matrix.R.to(dtype))
+
+
 def test_mixed_and_zero_data():
     X, Y = torch.randn(6, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.complex128)
     assert fit(X, Y, (2, 3)).matrix.L.dtype == torch.complex128
@@ -128,6 +151,8 @@ def test_errors_name_the_remedy():
         fit(torch.randn(6, 8), torch.randn(4, 7), (2, 3))
     with pytest.raises(InputError, match="finite samples; found NaN or infinity; leave those columns out"):
         fit(torch.randn(6, 8), torch.full((4, 8), torch.nan), (2, 3))
+    with pytest.raises(InputError, match=r"floating-point or complex samples; found torch.int64; convert"):
+        fit(torch.ones(6, 8, dtype=torch.int64), torch.ones(4, 8, dtype=torch.int64), (2, 3))
     with pytest.raises(InputError, match="samples as columns"):
         fit(torch.randn(6, 0), torch.randn(4, 0), (2, 3))
     with pytest.raises(InputError, match=r"J dividing 4 and K dividing 6; found \(3, 3\)"):

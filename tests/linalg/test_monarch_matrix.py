@@ -263,6 +263,22 @@ def test_operators_print_their_shape():
     assert "(12, 12)" in repr(M + M)
 
 
+def test_a_learned_number_multiplies_an_operator():
+    M, x = monarch((2, 3, 3, 2)), torch.randn(6, dtype=torch.complex128)
+    scale = torch.tensor(1.5 - 2j, dtype=torch.complex128, requires_grad=True)
+    assert relative_error((scale * M) @ x, (1.5 - 2j) * (M @ x)) < 1e-15
+    assert_adjoint(scale.detach() * M)
+    (gradient,) = torch.autograd.grad(((M * scale).H @ x).real.sum(), scale)
+    assert gradient.abs() > 0
+
+
+def test_a_complex_matrix_stays_complex():
+    M = monarch((2, 3, 3, 2))
+    assert torch.equal(M.to_dense(torch.float64), M.to_dense())
+    assert M.to_dense(torch.float32).dtype == torch.complex64
+    assert monarch((2, 3, 3, 2), torch.float64).to_dense(torch.float32).dtype == torch.float32
+
+
 def test_errors_name_the_remedy():
     L, R = torch.randn(3, 4, 2), torch.randn(2, 3, 5)
     with pytest.raises(InputError, match=r"factors L .*; found L \(3, 4, 2\) and R \(3, 2, 5\)"):
@@ -280,6 +296,27 @@ def test_errors_name_the_remedy():
         M(torch.randn(9))
     with pytest.raises(InputError, match=r"equal shape \(12,\) × \(10,\); found \(10,\) × \(12,\)"):
         M + M.H
+    for operator in (StridePermutation(2, 6), dft(12)):
+        for shape in ((11,), (2, 24), ()):
+            with pytest.raises(InputError, match=r"a last dimension of 12; found x .*; move that axis"):
+                operator(torch.randn(shape))
+
+
+def test_only_operators_tensors_and_numbers_take_part():
+    M, array = monarch((2, 3, 3, 2), torch.float64), torch.ones(6).numpy()
+    for other in (array, [1.0] * 6, 3):
+        with pytest.raises(InputError, match=r"a tensor or an operator on the right; found .*; convert with"):
+            M @ other
+    for other in (torch.eye(6), 1):
+        with pytest.raises(InputError, match=r"an operator to add; found (Tensor|int); add A.to_dense\(\)"):
+            M + other
+    for other in (M, torch.eye(6), "2"):
+        with pytest.raises(InputError, match=r"one number to multiply with; found .*; operators multiply"):
+            M * other
+    with pytest.raises(TypeError, match="unsupported operand"):
+        array @ M
+    x = torch.randn(6, dtype=torch.float64)
+    assert torch.equal((array[0] * M) @ x, M @ x)
 
 
 def test_one_vector_meets_every_matrix_of_a_batch_in_products_too():

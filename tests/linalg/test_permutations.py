@@ -58,6 +58,12 @@ def test_block_diagonal(shape):
     assert relative_error(block_diagonal(blocks).to_dense(), torch.block_diag(*blocks)) < 1e-15
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_any_integers_say_an_order(dtype):
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(permutation(order.to(dtype)).to_dense(), permutation(order).to_dense())
+
+
 def test_selection_takes_drops_and_pads():
     S, x = Selection(torch.tensor([3, -1, 0]), 4), torch.randn(2, 4, dtype=torch.float64)
     zero = torch.zeros(2, dtype=torch.float64)
@@ -92,6 +98,7 @@ def test_factors_are_found_in_order_through_products_sums_and_multiples():
         (lambda: permutation(torch.tensor([0, 0])), "a permutation of 0 … n − 1"),
         (lambda: permutation(torch.tensor([], dtype=torch.int64)), "a permutation of 0 … n − 1"),
         (lambda: permutation(torch.eye(2)), "a permutation of 0 … n − 1"),
+        (lambda: permutation(torch.arange(4.0)), "a permutation of 0 … n − 1; found torch.float32"),
         (lambda: block_diagonal(torch.eye(2)), r"blocks of equal shape \(K, J, I\)"),
         (lambda: Selection(torch.tensor([4]), 4), "integers from −1 to 3"),
         (lambda: Selection(torch.tensor([1, 1]), 4), "every entry of x at most once"),

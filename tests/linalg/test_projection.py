@@ -268,6 +268,13 @@ def test_no_crop_nearby_is_closer():
         assert (A - crops).square().sum((-2, -1)).min() >= best
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_pass_through_the_projection(dtype):
+    A = torch.randn(6, 8, dtype=dtype, requires_grad=True)
+    for nblocks, rank in (((2, 4), 1), ((2, 2), 2)):
+        assert torch.autograd.gradcheck(lambda A, n=nblocks, r=rank: project(A, n, rank=r).to_dense(), A)
+
+
 def test_gradients_pass_through_a_crop():
     M = random_monarch((), (6, 4), (2, 2), torch.float64)
     inputs = [t.requires_grad_() for t in (M.L, M.R, torch.randn(3, dtype=torch.float64))]
@@ -324,6 +331,14 @@ def test_the_choice_finds_the_structure_of_a_matrix():
     noise = [row.error for row in compare_blocks(torch.randn(36, 36), 0.5) if row.parameters > 0.4 * 36**2]
     assert max(noise) < 1.25 * min(noise)
     assert min(noise) > 0.5
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_the_choice_does_not_depend_on_the_unit(scale):
+    A = torch.randn(8, 12, dtype=torch.float64)
+    for found, expected in zip(compare_blocks(scale * A, 0.7), compare_blocks(A, 0.7), strict=True):
+        assert found[:3] == expected[:3]
+        assert found.error == pytest.approx(expected.error, abs=1e-13)
 
 
 def test_a_batch_is_measured_together():

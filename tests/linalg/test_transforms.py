@@ -144,6 +144,13 @@ def test_errors_name_the_remedy():
         truncated_dft(8, 9)
     with pytest.raises(InputError, match="found 0"):
         truncated_dft(8, 0)
+    with pytest.raises(InputError, match=r"a complex dtype; found torch.float32; the factors of this"):
+        dft(8, dtype=torch.float32)
+    with pytest.raises(InputError, match=r"a complex dtype; found torch.float64"):
+        truncated_dft(8, 3, dtype=torch.float64)
+    for sizes in ((0, 4), (4, 0)):
+        with pytest.raises(InputError, match="grids of at least one point; found"):
+            interpolation(*sizes)
     with pytest.raises(InputError, match="size of at least 1; found 0"):
         dft(0)
     with pytest.raises(InputError, match="norm 'backward', 'ortho' or 'forward'; found 'unitary'"):

@@ -83,6 +83,7 @@ def test_acdc(n):
         (lambda: dst(0), "size of at least 1; found 0"),
         (lambda: dct(8, 5), "type 1, 2, 3 or 4; found 5"),
         (lambda: dct(8, norm="unit"), "found 'unit'"),
+        (lambda: dct(8, dtype=torch.int64), "a floating-point or complex dtype; found torch.int64"),
         (lambda: acdc(torch.ones(3), torch.ones(4)), "two real vectors of equal length"),
         (lambda: acdc(torch.ones(3) * 1j, torch.ones(3)), "two real vectors of equal length"),
     ],
