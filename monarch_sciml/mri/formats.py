@@ -3,7 +3,6 @@
 A file is recognised by its content, BART's pair by its names. Nothing is ever unpickled.
 """
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import h5py
 import numpy as np
 
 from monarch_sciml.errors import InputError, check_written, decoding
+from monarch_sciml.mri import bart
 from monarch_sciml.mri.header import Header, parse_header
 from monarch_sciml.mri.ismrmrd import assemble
 
@@ -22,9 +22,6 @@ __all__ = ["KSpaceFile", "open_kspace"]
 Format = Literal["fastmri", "ismrmrd", "bart", "npy"]
 Read = Callable[[int], np.ndarray]
 
-BART_DIMENSIONS = ["READ", "PHS1", "PHS2", "COIL", "MAPS", "TE", "COEFF", "COEFF2"]
-BART_DIMENSIONS += ["ITER", "CSHIFT", "TIME", "TIME2", "LEVEL", "SLICE", "AVG", "BATCH"]
-BART_SLICE = 13
 LEAST_IMAGE = 16  # points along an axis; an image is not much smaller
 MOST_COILS = 64  # of most scanners
 
@@ -48,8 +45,8 @@ class KSpaceFile:
 
     An ISMRMRD slice is its encoded matrix: readouts lie where their step says, with zero frequency at index
     N // 2; repeated lines are averaged; lines never measured are zero; noise, navigators and lines for
-    calibration alone are left out. Readout oversampling is kept, unless the file was written without it: crop
-    the image to ``header.image_shape``.
+    calibration alone are left out, except where the header calls the calibration embedded. Readout
+    oversampling is kept, unless the file was written without it: crop the image to ``header.image_shape``.
 
     Attributes:
         path: the file, for BART the ``.cfl``. format: as above.
@@ -174,9 +171,7 @@ class _Content:
 def _open(path: Path, header: bool) -> _Content:
     if not path.name:
         raise InputError("a k-space file", f"the folder {path}", "check the path")
-    base = path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
-    pair = [base.with_name(base.name + suffix) for suffix in (".hdr", ".cfl")]
-    if base != path or (not path.exists() and all(p.is_file() for p in pair)):
+    if (pair := bart.pair(path)) is not None:
         return _bart(*pair)
     if not path.is_file():
         folder = f"the folder {path}" if path.is_dir() else f"nothing at {path}"
@@ -294,32 +289,19 @@ def _npy(path: Path) -> _Content:
 
 
 def _bart(hdr: Path, cfl: Path) -> _Content:
-    """``.hdr`` states sixteen dimensions, ``.cfl`` holds complex64, the first dimension fastest."""
-    absent = [path.name for path in (hdr, cfl) if not path.is_file()]
-    if absent:
-        raise InputError("a BART pair .cfl and .hdr", f"no {absent[0]} in {cfl.parent}", "keep both together")
-    with decoding(hdr, "BART header"):
-        lines = [line.strip() for line in hdr.read_text().splitlines()]
-        dims = [int(number) for number in lines[lines.index("# Dimensions") + 1].split()]
-    dims += [1] * (len(BART_DIMENSIONS) - len(dims))
-    if min(dims) < 0:
-        raise InputError("dimensions ≥ 0", f"{dims} in {hdr.name}", "write it again")
-    size, bytes_expected = cfl.stat().st_size, 8 * math.prod(dims)
-    if size != bytes_expected:
-        found = f"{size} in {cfl.name}"
-        raise InputError(f"{bytes_expected} bytes for the dimensions in {hdr.name}", found, "write it again")
-    more = [i for i, n in enumerate(dims) if n > 1 and i > 3 and i != BART_SLICE]
+    dims = bart.dimensions(hdr, cfl)
+    more = [i for i, n in enumerate(dims) if n > 1 and i > 3 and i != bart.SLICE]
     if more:
-        name = BART_DIMENSIONS[more[0]] if more[0] < len(BART_DIMENSIONS) else "further"
+        name = bart.DIMENSIONS[more[0]] if more[0] < len(bart.DIMENSIONS) else "further"
         found = f"{dims[more[0]]} along dimension {more[0]} ({name}) in {hdr.name}"
         raise InputError("k-space with slices and coils only", found, f"take one: bart slice {more[0]} 0 …")
-    flat = [i for i in (0, 2, 1) if dims[i] == 1]
-    if not flat:
+    flat = bart.flat_axis(dims)
+    if flat is None:
         found = f"{dims[:3]} in {hdr.name}"
-        remedy = "transform the readout (bart fft -i 1) and write its planes along dimension 13"
+        remedy = "transform the readout, then its planes are slices: bart fft -u -i 1 …, bart transpose 0 13"
         raise InputError("two-dimensional k-space: one of the first three dimensions is 1", found, remedy)
-    h, w = (n for i, n in enumerate(dims[:3]) if i != flat[0])
-    shape = (dims[BART_SLICE], dims[3], h, w)
+    h, w = (n for i, n in enumerate(dims[:3]) if i != flat)
+    shape = (dims[bart.SLICE], dims[3], h, w)
     if 0 in shape:
         planes = np.empty((*shape[:2], w, h), np.complex64)
     else:
@@ -376,5 +358,6 @@ def _attributes(file: h5py.File) -> dict[str, str | float | int]:
 
 def _check_complex(path: Path, what: str, dtype: np.dtype) -> None:
     if dtype.kind != "c":
-        remedy = "save array[..., 0] + 1j * array[..., 1] if real and imaginary parts are stored apart"
+        real, imaginary = [repr(name) for name in dtype.names or ()][:2] or ("..., 0", "..., 1")
+        remedy = f"save array[{real}] + 1j * array[{imaginary}] if real and imaginary parts are stored apart"
         raise InputError(f"{what} of complex numbers", f"{dtype} in {path.name}", remedy)

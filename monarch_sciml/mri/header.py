@@ -29,6 +29,8 @@ class Header:
         field_of_view: of the image along x, y, z in mm, or None where the header does not say.
         trajectory: ``"cartesian"``, ``"radial"``, ``"epi"`` …
         encoded_field_of_view: of the encoded space, as ``field_of_view``.
+        embedded: lines for the calibration of parallel imaging are lines of the image's k-space too, those
+            between the undersampled ones around the centre.
     """
 
     encoded: tuple[int, int, int]
@@ -38,6 +40,7 @@ class Header:
     field_of_view: tuple[float, float, float] | None = None
     trajectory: str = "cartesian"
     encoded_field_of_view: tuple[float, float, float] | None = None
+    embedded: bool = False
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -112,7 +115,8 @@ def parse_header(xml: str | bytes) -> Header:
             element that is missing (the message names it) or that holds no sensible number.
     """
     try:
-        root = ET.fromstring(xml, parser=ET.XMLParser(target=_PlainTree()))
+        # a declaration has to come first, which not every writer knows
+        root = ET.fromstring(xml.lstrip(), parser=ET.XMLParser(target=_PlainTree()))
     except InputError:
         raise
     except (ET.ParseError, ValueError, LookupError) as error:  # the last: an encoding nobody knows
@@ -125,6 +129,7 @@ def parse_header(xml: str | bytes) -> Header:
     encoded = _sizes(encoding, "encodedSpace")
     center, maximum = _limits(encoding, encoded[1])
     trajectory = encoding.findtext(f"{{{NAMESPACE}}}trajectory", "").strip().lower() or "cartesian"
+    calibration = encoding.findtext(f"{{{NAMESPACE}}}parallelImaging/{{{NAMESPACE}}}calibrationMode", "")
     return Header(
         encoded,
         _sizes(encoding, "reconSpace"),
@@ -133,6 +138,7 @@ def parse_header(xml: str | bytes) -> Header:
         _lengths(encoding, "reconSpace"),
         trajectory,
         _lengths(encoding, "encodedSpace"),
+        calibration.strip().lower() == "embedded",
     )
 
 

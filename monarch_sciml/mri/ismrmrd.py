@@ -15,7 +15,7 @@ CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 20, 21, 22
 # noise, navigator, phase correction, feedback, dummy, real-time feedback, surface coil, phase stabilisation
 NOT_IMAGING = (19, 23, 24, 26, 27, 28, 29, 30, 31)
 
-
+AT_ONCE = 64  # readouts: read one by one they take four times as long
 LEAST = 1000  # one sample for so many points: with fewer, the header is wrong
 
 
@@ -27,7 +27,8 @@ def assemble(
     H × W is the encoded matrix, readout × phase encoding; of readouts that were written without their
     oversampling, H is their length. A line lies at W // 2 + step − center, its sample number
     ``center_sample`` at H // 2. Lines measured more than once are averaged, lines never measured are
-    zero. Slices are the distinct values of the slice counter, in increasing order.
+    zero. Slices are the distinct values of the slice counter, in increasing order. Lines for calibration
+    alone count where the header calls the calibration embedded: no others fill the centre there.
 
     Args:
         name: of the file, for messages.
@@ -39,7 +40,7 @@ def assemble(
             no acquisition of the image; when reading, a readout outside the encoded matrix.
     """
     heads = data.fields("head")[...]  # without the samples
-    numbers = _imaging(name, header.encoded[2], heads)
+    numbers = _imaging(name, header, heads)
     heads = heads[numbers]
     coils = int(heads["active_channels"][0])
     slices = np.unique(heads["idx"]["slice"])
@@ -58,17 +59,20 @@ def assemble(
     def read(index: int) -> np.ndarray:
         total = np.zeros((coils, x, y), np.complex64)
         count = np.zeros((x, y), np.float32)
-        for i in np.flatnonzero(heads["idx"]["slice"] == slices[index]):
-            samples = data.fields("data")[numbers[i]].view(np.complex64).reshape(coils, -1)
-            pre, stop = int(heads["discard_pre"][i]), samples.shape[1] - int(heads["discard_post"][i])
-            first, line = starts[i] + pre, lines[i]
-            last = starts[i] + stop
-            if not (0 <= first < last <= x and 0 <= line < y):
-                found = f"samples {first} … {last - 1} of line {line} in acquisition {numbers[i]} of {name}"
-                remedy = "correct encodedSpace or kspace_encoding_step_1 in its header"
-                raise InputError(f"readouts inside the encoded matrix {x} × {y}", found, remedy)
-            total[:, first:last, line] += samples[:, pre:stop]
-            count[first:last, line] += 1
+        here = np.flatnonzero(heads["idx"]["slice"] == slices[index])
+        for some in np.split(here, range(AT_ONCE, len(here), AT_ONCE)):
+            for i, stored in zip(some, data.fields("data")[numbers[some]], strict=True):
+                samples = stored.view(np.complex64).reshape(coils, -1)
+                pre, stop = int(heads["discard_pre"][i]), samples.shape[1] - int(heads["discard_post"][i])
+                first, line = starts[i] + pre, lines[i]
+                last = starts[i] + stop
+                if not (0 <= first < last <= x and 0 <= line < y):
+                    what = f"samples {first} … {last - 1} of line {line}"
+                    found = f"{what} in acquisition {numbers[i]} of {name}"
+                    remedy = "correct encodedSpace or kspace_encoding_step_1 in its header"
+                    raise InputError(f"readouts inside the encoded matrix {x} × {y}", found, remedy)
+                total[:, first:last, line] += samples[:, pre:stop]
+                count[first:last, line] += 1
         return total / np.maximum(count, 1)
 
     return (len(slices), coils, x, y), read
@@ -90,13 +94,13 @@ def _readout(header: Header, heads: np.ndarray) -> int:
     return n if abs(n / x - part) <= ALIKE * part else x
 
 
-def _imaging(name: str, partitions: int, heads: np.ndarray) -> np.ndarray:
+def _imaging(name: str, header: Header, heads: np.ndarray) -> np.ndarray:
     """Numbers of the acquisitions of the image, if they are two-dimensional and of one image."""
 
     def flag(*bits: int) -> np.ndarray:
         return heads["flags"] & np.uint64(sum(1 << (bit - 1) for bit in bits)) > 0
 
-    calibration_only = flag(CALIBRATION) & ~flag(CALIBRATION_AND_IMAGING)
+    calibration_only = flag(CALIBRATION) & ~flag(CALIBRATION_AND_IMAGING) & (not header.embedded)
     first_encoding = heads["encoding_space_ref"] == 0
     numbers = np.flatnonzero(~flag(*NOT_IMAGING) & ~calibration_only & first_encoding)
     if not len(numbers):
@@ -106,7 +110,7 @@ def _imaging(name: str, partitions: int, heads: np.ndarray) -> np.ndarray:
         remedy = "reverse and phase-correct them first, and save them as .npy"
         raise InputError("readouts of one direction", f"reversed ones in {name}", remedy)
     counters = heads["idx"][numbers]
-    partitions = max(partitions, int(counters["kspace_encode_step_2"].max()) + 1)
+    partitions = max(header.encoded[2], int(counters["kspace_encode_step_2"].max()) + 1)
     if partitions > 1:
         remedy = "transform along z and save the slices as .npy (slices, coils, H, W)"
         raise InputError("two-dimensional slices", f"{partitions} partitions in {name}", remedy)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.mri import bart
 from monarch_sciml.mri.inputs import Array, as_tensor
 from monarch_sciml.mri.mask_config import MaskConfig, MaskOptions
 
@@ -272,7 +273,7 @@ def within(mask: Mask, padding: tuple[int, int]) -> Mask:
 
 
 def load_mask(path: Path, shape: tuple[int, int]) -> Mask:
-    """Read a mask of 0 and 1, .npy or BART .cfl and .hdr, for k-space of shape (H, W).
+    """Read a mask of 0 and 1, .npy or BART's pair by either or its common name, for k-space (H, W).
 
     Its shape is (W,), (1, W) or (H, W); the fully sampled centre is found by ``find_acs``.
 
@@ -281,11 +282,12 @@ def load_mask(path: Path, shape: tuple[int, int]) -> Mask:
     """
     path = Path(path)
     try:
-        for part in [path.with_suffix(".hdr"), path.with_suffix(".cfl")] if _is_bart(path) else [path]:
+        pair = bart.pair(path)
+        for part in pair or [path]:
             # a pipe would keep us waiting
             if not part.is_file():
                 raise InputError("a mask file", f"nothing at {part}", "check the path")
-        values = _read_cfl(path) if _is_bart(path) else _read_npy(path)
+        values = _read_cfl(*pair) if pair else _read_npy(path)
         binary = values.dtype.kind in "biufc" and bool(np.isin(values, (0, 1)).all())
     except InputError:
         raise
@@ -314,22 +316,17 @@ def _mask(pattern: np.ndarray, height: int) -> Mask:
     return Mask(tensor, (height if len(pattern) == 1 and rows else rows, columns))
 
 
-def _is_bart(path: Path) -> bool:
-    return path.suffix in (".cfl", ".hdr")
-
-
 def _read_npy(path: Path) -> np.ndarray:
     with path.open("rb") as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _read_cfl(path: Path) -> np.ndarray:
-    """BART: sizes in the second line of ``.hdr``, complex64 with the first axis fastest in ``.cfl``.
-
-    Axes of length 1 are dropped: a pattern of BART or for it may lie in the dimensions 1 and 2.
-    """
-    sizes = [int(n) for n in path.with_suffix(".hdr").read_text().splitlines()[1].split()]
-    return np.fromfile(path.with_suffix(".cfl"), dtype="<c8").reshape(sizes, order="F").squeeze()
+def _read_cfl(hdr: Path, cfl: Path) -> np.ndarray:
+    """BART's plane (H, W) or (1, W), as that of its k-space, in whichever two of the first dimensions."""
+    dims = bart.dimensions(hdr, cfl)
+    flat = bart.flat_axis(dims)
+    sizes = [n for i, n in enumerate(dims) if (i < 3 and i != flat) or n > 1]
+    return np.fromfile(cfl, dtype="<c8").reshape(sizes, order="F")
 
 
 # ---------------------------------------------------------------------------------------------- application

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.mri import bart
 
 __all__ = ["check_names", "identity", "shown", "stem"]
 
@@ -25,7 +26,8 @@ def check_names(files: Sequence[Path], out: Path) -> list[Path]:
     names = [shown(path) for path in outputs]
     if len({unicodedata.normalize("NFC", name).casefold() for name in names}) < len(names):
         found = f"{sorted(name.removesuffix('.h5') for name in names)}"
-        raise InputError("files of different names, not in case alone", found, "rename one")
+        remedy = "rename one; name BART's pair once"
+        raise InputError("files of different names, not in case alone", found, remedy)
     for path, output in zip(files, outputs, strict=True):
         if not path.name or len(os.fsencode(output.stem)) > LONGEST or "\0" in str(path):
             expected = f"file names of 1 to {LONGEST} bytes without their ending, none of them NUL"
@@ -51,8 +53,9 @@ def identity(path: Path) -> list[str | int]:
 
 
 def stem(path: Path) -> str:
-    """The name of the output: that of the input without its ending."""
-    return path.name.removesuffix(path.suffix)
+    """The name of the output: that of the input without its ending; BART's pair may be named without one."""
+    pair = bart.pair(path)
+    return path.name.removesuffix(path.suffix) if pair is None else pair[1].name.removesuffix(".cfl")
 
 
 def shown(path: Path) -> str:

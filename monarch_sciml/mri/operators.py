@@ -267,6 +267,8 @@ def conjugate_gradients(
 def normalise(image: Tensor) -> Tensor:
     """One scale a slice, so that the brightest point of |image| (..., H, W) is 1: shape (..., 1, 1).
 
-    Taken from the zero-filled image, which is known when reconstructing: nothing leaks from the target.
+    Taken from the zero-filled image, which is known when reconstructing: nothing leaks from the target. That
+    of an image of zeros is 1: there may be k-space that no coil sees, which has to stay finite.
     """
-    return image.abs().amax((-2, -1), keepdim=True).clamp_min(1e-30)
+    peak = image.abs().amax((-2, -1), keepdim=True)
+    return torch.where(peak > 0, peak, 1.0)

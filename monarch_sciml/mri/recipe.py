@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,7 +40,7 @@ from monarch_sciml.mri.models import (
     learned_transforms,
 )
 from monarch_sciml.mri.regularisers import UNet
-from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
+from monarch_sciml.mri.sensitivity import LEAST_CENTRE, estimate_maps, root_sum_of_squares
 from monarch_sciml.training import (
     check_device,
     check_run,
@@ -301,8 +301,15 @@ def _check(config: TrainConfig, *parts: SliceDataset) -> None:
             raise InputError(expected, found, "leave test files out")
         if config.model == "msense" and volume.shape[1] < 2:
             raise InputError("at least two coils for mSENSE", f"one in {volume.path.name}", "train a unet")
-    for shape in {volume.shape[2:]: None for volume in volumes}:
-        draw_mask(config.sampling, shape, 0)
+    pairs = zip(config.sampling.accelerations, config.sampling.center_fractions, strict=True)
+    masks = [replace(config.sampling, accelerations=(r,), center_fractions=(f,)) for r, f in pairs]
+    for volume in {(v.shape[1] > 1, *v.shape[2:]): v for v in volumes}.values():
+        for sampling in masks:
+            rows, columns = draw_mask(sampling, volume.shape, 0).acs
+            if volume.shape[1] > 1 and min(rows, columns) < LEAST_CENTRE:
+                expected = f"a fully sampled centre of at least {LEAST_CENTRE} × {LEAST_CENTRE}"
+                found = f"{rows} × {columns} in {volume.path.name} under {sampling}"
+                raise InputError(expected, found, "raise --center-fractions")
     blank = [found for part in parts for found in part.leave_blanks_out().items()]
     if blank and world()[0] == 0:
         listed = [f"{name} ({', '.join(map(str, slices))})" for name, slices in blank]

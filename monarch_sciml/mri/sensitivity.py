@@ -12,6 +12,7 @@ from monarch_sciml.mri.inputs import Array, as_tensor
 from monarch_sciml.mri.masks import central
 
 __all__ = [
+    "LEAST_CENTRE",
     "NARROW",
     "calibration",
     "espirit",
@@ -21,6 +22,7 @@ __all__ = [
     "root_sum_of_squares",
 ]
 
+LEAST_CENTRE = 3  # lines of a region to calibrate with, along each axis
 NARROW = 4
 NOTHING = 1e-6  # of the largest sensitivity: less is rounding
 
@@ -52,11 +54,11 @@ def calibration(kspace: Array, acs: tuple[int, int] | int, *, largest: int = 24)
             "check the mask",
         )
     rows, columns = (min(found, largest) for found in acs)
-    if min(rows, columns) < 3:
+    if min(rows, columns) < LEAST_CENTRE:
         raise InputError(
-            "a fully sampled centre of at least 3 × 3 in k-space",
+            f"a fully sampled centre of at least {LEAST_CENTRE} × {LEAST_CENTRE} in k-space",
             f"{acs[0]} × {acs[1]}",
-            "pass coil maps (--maps), or acquire a calibration region",
+            "pass coil maps (--maps), or acquire a calibration region (--center-fractions)",
         )
     block = kspace[..., central(kspace.shape[-2], rows), central(kspace.shape[-1], columns)]
     if not block.isfinite().all():
@@ -126,15 +128,15 @@ def espirit(
     H, W = kspace.shape[-2:]
     half = (_waves(H, ky, block) @ lags.flatten(1)).view(H, 2 * kx - 1, C * C)
     across = _waves(W, kx, block)
+    strongest = torch.linalg.svd(block.flatten(1), full_matrices=False)[0][:, 0]
     # some rows at a time: the C × C matrices of all pixels would take 1.7 GB for 32 coils on 640 × 320
     parts = [
-        _dominant((across @ row).view(-1, C, C), iterations)
+        _dominant((across @ row).view(-1, C, C), strongest, iterations)
         for row in half.split(max(1, 2**18 // (W * C * C)))
     ]
     maps = torch.cat([v for v, _ in parts]).view(H, W, C).permute(2, 0, 1)
     value = torch.cat([size for _, size in parts]).view(H, W)
 
-    strongest = torch.linalg.svd(block.flatten(1), full_matrices=False)[0][:, 0]
     reference = torch.einsum("c,chw->hw", strongest.conj(), maps)
     maps = maps * (reference.conj() / reference.abs().clamp_min(1e-20))
     return maps * (value > crop)
@@ -152,9 +154,13 @@ def _waves(n: int, k: int, like: Tensor) -> Tensor:
     return torch.polar(torch.full_like(angle, 1 / k), angle).to(like)
 
 
-def _dominant(G: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Power method for matrices (n, C, C): eigenvectors (n, C) and the largest eigenvalues (n, 1)."""
-    v, value = torch.ones_like(G[..., 0]), torch.zeros_like(G[:, :1, 0].real)
+def _dominant(G: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Power method for matrices (n, C, C): eigenvectors (n, C) and the largest eigenvalues (n, 1).
+
+    Where two eigenvalues are alike the ``start`` (C,) decides; one that turns with the coils, as the phases
+    of receivers are arbitrary, keeps the image from depending on them.
+    """
+    v, value = start.expand(G.shape[:2]), torch.zeros_like(G[:, :1, 0].real)
     for _ in range(iterations):
         v = torch.bmm(G, v[..., None])[..., 0]
         value = torch.view_as_real(v).square().sum((-2, -1))[:, None].sqrt()

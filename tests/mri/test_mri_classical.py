@@ -212,6 +212,8 @@ def test_nothing_is_invented_where_no_coil_measures(name):
     found = METHODS[name](y, pattern, maps, **QUICK.get(name, {}))
     assert not found[:, :5].any()
     assert found[:, 5:].all()
+    # a slice that no coil sees, in the units of any scanner
+    assert not METHODS[name](1e9 * y, pattern, 0 * maps, **QUICK.get(name, {})).any()
 
 
 @pytest.mark.parametrize("name", METHODS)

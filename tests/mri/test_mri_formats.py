@@ -235,7 +235,12 @@ def test_double_precision_becomes_single(tmp_path: Path):
     [
         (K[0, 0], {}, r"'kspace' of \(slices, coils, H, W\) or .*; found shape \(10, 7\) in a.h5"),
         (K[None], {}, r"found shape \(1, 3, 4, 10, 7\) in a.h5"),
-        (K.real, {}, r"'kspace' of complex numbers; found float32 in a.h5; save array"),
+        (K.real, {}, r"'kspace' of complex numbers; found float32 in a.h5; save array\[..., 0\] \+ 1j"),
+        (
+            K.view([("real", "<f4"), ("imag", "<f4")]),
+            {},
+            r"found .*imag.* in a.h5; save array\['real'\] \+ 1j \* array\['imag'\] if",
+        ),
         (K[:0], {}, r"at least one slice.* found shape \(0, 4, 10, 7\) \(slices, coils, H, W\) in a.h5"),
         (K, {"mask": np.ones(W + 1)}, "a mask of 7 columns, as k-space has; found 8 in a.h5"),
         (K, {"reconstruction_rss": TARGET[1:]}, r"a target of 3 real images .*; found float32 \(2, 6, 5\)"),
@@ -325,66 +330,3 @@ def test_nothing_is_unpickled(tmp_path: Path):
     with pytest.raises(InputError, match=r"found pickled Python objects in trap.npy, .*never loaded"):
         open_kspace(tmp_path / "trap.npy")
     assert not target.exists()
-
-
-# --------------------------------------------------------------------------------------------------- BART
-
-
-@pytest.mark.parametrize("name", ["my.scan", "my.scan.cfl", "my.scan.hdr"])
-def test_either_name_of_the_pair(name: str, tmp_path: Path):
-    bart(tmp_path / "my.scan.cfl")
-    np.testing.assert_array_equal(read(tmp_path / name), K)
-
-
-@pytest.mark.parametrize(
-    "dims",
-    [[H, W, 1, C], [1, H, W, C], [H, 1, W, C], [H, W, 1, C, *[1] * 12]],
-    ids=lambda dims: str(dims[:4]),
-)
-def test_bart_planes(dims: list[int], tmp_path: Path):
-    np.testing.assert_array_equal(read(bart(tmp_path / "a", K[:1], dims)), K[:1])
-
-
-def test_bart_element_by_element(tmp_path: Path):
-    """BART's rule, restated: element (i0, i1, i2, i3) lies at i0 + n0 (i1 + n1 (i2 + n2 i3))."""
-    n0, n1, n3 = 3, 2, 2
-    (tmp_path / "a.hdr").write_text(f"# Dimensions\n{n0} {n1} 1 {n3}\n")
-    np.arange(n0 * n1 * n3, dtype=np.complex64).tofile(tmp_path / "a.cfl")
-    kspace = read(tmp_path / "a")
-    assert kspace.shape == (1, n3, n0, n1)
-    for i0, i1, i3 in np.ndindex(n0, n1, n3):
-        assert kspace[0, i3, i0, i1] == i0 + n0 * (i1 + n1 * i3)
-
-
-@pytest.mark.parametrize(
-    ("dims", "message"),
-    [
-        (
-            [H, W, 1, C, 1, 1, 1, 1, 1, 1, 1, 1, 1, S + 1],
-            "8960 bytes for the dimensions in a.hdr; found 6720 in a.cfl",
-        ),
-        ([H, W, 1, C, S], r"found 3 along dimension 4 \(MAPS\) in a.hdr; take one: bart slice 4 0"),
-        ([H, W, 1, C, 1, 1, 1, 1, 1, 1, S], r"found 3 along dimension 10 \(TIME\)"),
-        ([H, W, S, C], r"two-dimensional k-space.*; found \[10, 7, 3\] in a.hdr; transform the readout"),
-        ([0, W, 1, C], r"0 bytes for the dimensions in a.hdr; found 6720 in a.cfl"),
-        ([-H, W, 1, -C, 1, 1, 1, 1, 1, 1, 1, 1, 1, S], r"dimensions ≥ 0; found \[-10, 7"),
-    ],
-)
-def test_bart_that_does_not_fit(dims: list[int], message: str, tmp_path: Path):
-    with pytest.raises(InputError, match=message):
-        open_kspace(bart(tmp_path / "a", K, dims))
-
-
-def test_half_a_pair(tmp_path: Path):
-    path = bart(tmp_path / "a")
-    path.with_suffix(".hdr").unlink()
-    with pytest.raises(InputError, match=r"a BART pair .cfl and .hdr; found no a.hdr in"):
-        open_kspace(path)
-    path.with_suffix(".hdr").write_text("Dimensions: ten\n")
-    with pytest.raises(InputError, match=r"a readable BART header file; found a.hdr"):
-        open_kspace(path)
-
-
-def test_an_empty_bart_file(tmp_path: Path):
-    with pytest.raises(InputError, match=r"found shape \(0, 4, 10, 7\) .* in a.cfl"):
-        open_kspace(bart(tmp_path / "a", K[:0]))

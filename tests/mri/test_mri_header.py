@@ -21,6 +21,7 @@ def test_what_is_written_is_read():
     assert header == Header((640, 368, 1), (320, 320, 1), 184, 367, *lengths)
     assert header.spacing == (0.5, 0.5, 4.5)
     assert parse_header(KNEE.encode()) == header
+    assert parse_header(f"\n {KNEE}") == parse_header(KNEE.encode("utf-16")) == header
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 368, 401])

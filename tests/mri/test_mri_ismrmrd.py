@@ -118,6 +118,11 @@ def test_repeated_lines_are_averaged(tmp_path: Path):
     np.testing.assert_array_equal(kspace[1], K[1] + 1)
 
 
+def test_any_number_of_repetitions(tmp_path: Path):
+    many = [line for n in range(-15, 16) for line in changed(lines(K + n), average=n + 15)]
+    np.testing.assert_allclose(read(ismrmrd(tmp_path / "a.h5", many)), K, atol=1e-5)
+
+
 def test_lines_never_measured_are_zero(tmp_path: Path):
     kspace = read(
         ismrmrd(tmp_path / "a.h5", [line for line in lines() if line[1]["kspace_encode_step_1"] != 2])
@@ -135,6 +140,23 @@ def test_what_is_not_the_image_is_left_out(bit: int, tmp_path: Path):
 def test_calibration_that_is_also_imaging_counts(tmp_path: Path):
     np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", changed(lines(), flags=flag(20, 21)))), K)
     np.testing.assert_array_equal(read(ismrmrd(tmp_path / "a.h5", changed(lines(), flags=flag(21)))), K)
+
+
+@pytest.mark.parametrize("mode", ["embedded", "separate", "external"])
+def test_lines_of_an_embedded_calibration_are_lines_of_the_image(mode: str, tmp_path: Path):
+    """The scanner marks those between its undersampled ones as calibration alone; others look different."""
+    parallel = f"<parallelImaging><calibrationMode>{mode}</calibrationMode></parallelImaging>"
+    header = HEADER.replace("</encoding>", f"{parallel}</encoding>")
+    between = {2, 4}
+    some = [
+        (samples, {**head, "flags": flag(20) if head["kspace_encode_step_1"] in between else 0})
+        for samples, head in lines()
+        if head["kspace_encode_step_1"] % 2 or head["kspace_encode_step_1"] in between
+    ]
+    kspace = read(ismrmrd(tmp_path / "a.h5", some, header))
+    kept = [1, 2, 3, 4, 5] if mode == "embedded" else [1, 3, 5]
+    np.testing.assert_array_equal(kspace[..., kept], K[..., kept])
+    assert np.count_nonzero(kspace) == K[..., kept].size
 
 
 def test_another_encoding_is_left_out(tmp_path: Path):

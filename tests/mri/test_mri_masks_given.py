@@ -118,18 +118,35 @@ def test_masks_of_ones_own(dtype, tmp_path: Path) -> None:
         assert mask.acs == ((4, 2) if len(mask.pattern) == 1 else (1, 2))
 
 
-@pytest.mark.parametrize("suffix", [".cfl", ".hdr"])
+def bart(path: Path, pattern: np.ndarray, header: str) -> None:
+    pattern.astype(np.complex64).ravel(order="F").tofile(path.with_suffix(".cfl"))
+    path.with_suffix(".hdr").write_text(header)
+
+
+@pytest.mark.parametrize("suffix", ["", ".cfl", ".hdr"])
 def test_masks_of_bart(suffix: str, tmp_path: Path) -> None:
     points = np.random.default_rng(0).random((5, 7)) < 0.5
-    points.astype(np.complex64).ravel(order="F").tofile(tmp_path / "mine.cfl")
-    (tmp_path / "mine.hdr").write_text("# Dimensions\n1 5 7 1 1 1 \n")
-    assert torch.equal(load_mask(tmp_path / f"mine{suffix}", (5, 7)).pattern, torch.from_numpy(points))
+    for dims in ("1 5 7 1 1 1 ", "5 7", "5 1 7", "5 7 1\n# Command\npoisson\n", "5 7\n# Files\n >mine\n"):
+        bart(tmp_path / "mine", points, f"# Creator\nBART v1\n# Dimensions\n{dims}\n")
+        assert torch.equal(load_mask(tmp_path / f"mine{suffix}", (5, 7)).pattern, torch.from_numpy(points))
     (tmp_path / "mine.hdr").write_text("# Dimensions\n1 5 8 1 1 1 \n")
-    with pytest.raises(InputError, match=r"as .npy or BART .cfl; found mine.*ValueError: cannot reshape"):
+    with pytest.raises(InputError, match=r"320 bytes for the dimensions in mine.hdr; found 280 in mine.cfl"):
         load_mask(tmp_path / f"mine{suffix}", (5, 7))
     (tmp_path / "mine.hdr").unlink()
-    with pytest.raises(InputError, match=r"a mask file; found nothing at .*mine.hdr"):
+    with pytest.raises(InputError, match=r"a mask file; found nothing at .*mine"):
         load_mask(tmp_path / f"mine{suffix}", (5, 7))
+
+
+def test_columns_of_bart_lie_along_the_phase_encoding(tmp_path: Path) -> None:
+    """Also of square k-space, where their number does not tell."""
+    columns = np.array([0, 1, 1, 0, 1])
+    for dims in ("1 5", "1 5 1 1", "1 1 5"):
+        bart(tmp_path / "mine", columns, f"# Dimensions\n{dims}\n")
+        assert load_mask(tmp_path / "mine", (5, 5)).pattern.tolist() == [columns.astype(bool).tolist()]
+    for dims, found in (("5 1 1", r"\(5, 1\)"), ("1 1 1 5", r"\(1, 1, 5\)")):
+        bart(tmp_path / "mine", columns, f"# Dimensions\n{dims}\n")
+        with pytest.raises(InputError, match=rf"a mask of shape \(5,\), .* in mine; found {found}"):
+            load_mask(tmp_path / "mine", (5, 5))
 
 
 @pytest.mark.parametrize(

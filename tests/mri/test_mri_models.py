@@ -201,6 +201,8 @@ def test_where_no_coil_is_sensitive_the_image_is_zero_whatever_the_weights(kind,
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
         image = model(kspace, pattern, maps)
+        # a slice that no coil sees, in the units of any scanner
+        assert not model(1e9 * kspace, pattern, 0 * maps).any()
     assert (image[..., :5] == 0).all()
     assert image[0, 7, 9] == 0
     assert image.count_nonzero() > 0.4 * image.numel()  # a U-Net cuts off what would be negative

@@ -118,6 +118,23 @@ def test_the_scale_of_the_data_changes_nothing():
         assert (estimate(k * 1e-6, (16, 16)) - estimate(k, (16, 16))).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("folds", [1, 2])
+def test_the_image_does_not_depend_on_how_the_coils_are_combined(folds):
+    """Phases of receivers, their order, any unitary mixture: also where two points lie on one pixel."""
+    k = simulate((folds * 48, 40), 8)[2][:, ::folds]
+    rng = np.random.default_rng(1)
+    unitary = np.linalg.qr(rng.standard_normal((8, 8)) + 1j * rng.standard_normal((8, 8)))[0]
+    phases = np.diag(np.exp(2j * np.pi * rng.random(8)))
+
+    def combined(k):
+        return (espirit(k, 24).conj() * FourierTransform(k.shape).H(k)).sum(0).abs()
+
+    image = combined(k)
+    for mixture in (phases, np.eye(8)[rng.permutation(8)], unitary):
+        mixed = torch.einsum("ij,jhw->ihw", torch.from_numpy(mixture).to(k), k)
+        assert (combined(mixed) - image).norm() < 1e-5 * image.norm()
+
+
 def test_a_single_coil_is_one_where_there_is_signal():
     image, _, k = simulate((40, 40), 1)
     maps = espirit(k, (24, 24))
