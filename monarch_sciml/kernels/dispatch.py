@@ -317,7 +317,8 @@ def pointwise_layer(
     """
     C, (H, K), Co = x.shape[1] if x.ndim > 2 else -1, W1.shape, W2.shape[0]
     operands = (x, s, W, W1, b1, W2, b2, g)
-    shapes = (None, (len(x), K, *x.shape[2:]), (K, C), (H, K), (H,), (Co, H), (Co,), (C,))
+    # len(x) would export this one batch size only
+    shapes = (None, (x.shape[0], K, *x.shape[2:]), (K, C), (H, K), (H,), (Co, H), (Co,), (C,))
     fits = all(t is None or e is None or t.shape == e for t, e in zip(operands, shapes, strict=True))
     if (
         not fits

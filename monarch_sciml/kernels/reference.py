@@ -46,14 +46,20 @@ def spectral_convolution(
     parts; ``weight`` (m_1 … m_d, C_in, C_out, 2); ``synthesis[a]`` is V_a as planes (2, n′_a, m_a). Returns
     real (B, C_out, n′_1 … n′_d).
     """
-    z = torch.complex(x, torch.zeros_like(x))
+    exact = torch.promote_types(x.dtype, torch.float32)  # of 16 bits torch has no complex numbers
+
+    def apply(W: Tensor, z: Tensor, axis: int) -> Tensor:
+        W = W.to(exact)
+        return (z.movedim(axis, -1) @ torch.complex(W[0], W[1]).mT).movedim(-1, axis)
+
+    z = torch.complex(x.to(exact), torch.zeros_like(x, dtype=exact))
     for axis, W in enumerate(analysis, start=2):
-        z = (z.movedim(axis, -1) @ torch.complex(W[0], W[1]).mT).movedim(-1, axis)
-    w = torch.view_as_complex(weight.contiguous())
+        z = apply(W, z, axis)
+    w = torch.view_as_complex(weight.to(exact).contiguous())
     z = torch.einsum("bi...,...io->bo...", z, w)
     for axis, V in enumerate(synthesis, start=2):
-        z = (z.movedim(axis, -1) @ torch.complex(V[0], V[1]).mT).movedim(-1, axis)
-    return z.real
+        z = apply(V, z, axis)
+    return z.real.to(x.dtype)
 
 
 def transform_planes(L: Tensor, R: Tensor, modes: int, scale: float, twice: int, adjoint: bool) -> Tensor:

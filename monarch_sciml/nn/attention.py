@@ -65,7 +65,7 @@ class ProjectedAttention(nn.Module):
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if self.bias_k is not None and self.bias_v is not None:
             k, v = (
-                torch.cat((t, b.to(t).expand(len(t), 1, -1)), 1)
+                torch.cat((t, b.to(t).expand(t.shape[0], 1, -1)), 1)
                 for t, b in ((k, self.bias_k), (v, self.bias_v))
             )
         if self.add_zero_attn:

@@ -19,6 +19,7 @@ __all__ = ["FusedBlocks", "FusedMLP", "use_fused_layers"]
 
 
 Perceptron = tuple[Tensor, Tensor, Tensor, Tensor]
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def _perceptron(mlp: nn.Module) -> Perceptron | None:
@@ -33,7 +34,12 @@ def _perceptron(mlp: nn.Module) -> Perceptron | None:
 
 
 def _is_product(module: nn.Module) -> bool:
-    return isinstance(module, (PointwiseConv, nn.Conv1d))
+    return isinstance(module, (PointwiseConv, nn.Conv1d)) and not _has_hooks(module)
+
+
+def _has_hooks(*modules: nn.Module) -> bool:
+    """Whether more happens when they are called: pruning, ``weight_norm``, ``fully_shard``, an observer."""
+    return any(getattr(module, kind) for module in modules for kind in HOOKS)
 
 
 class FusedMLP(ChannelMLP):
@@ -52,8 +58,8 @@ class FusedBlocks(FNOBlocks):
     """``h = σ(K x + W x)``, ``y = σ(W2 gelu(W1 h + b1) + b2 + g ⊙ x)``: all but K in one pass.
 
     On a CPU in float32, on the grid of the input, and while the layers are what neuraloperator makes them by
-    default; otherwise it is neuraloperator's. In the fused pass the parts are not called as modules: hooks on
-    them do not run.
+    default; otherwise it is neuraloperator's. In the fused pass the parts are not called as modules, so a
+    layer with hooks on one of them is neuraloperator's too: pruning and ``fully_shard`` work through hooks.
     """
 
     def forward(self, x: Tensor, index: int = 0, output_shape: Any = None) -> Tensor:
@@ -73,8 +79,10 @@ class FusedBlocks(FNOBlocks):
             return None
         if not (self.use_channel_mlp and self.fno_skips and self.channel_mlp_skips):
             return None
-        skip, gate = self.fno_skips[index], self.channel_mlp_skips[index]
-        perceptron = _perceptron(self.channel_mlp[index])
+        skip, gate, mlp = self.fno_skips[index], self.channel_mlp_skips[index], self.channel_mlp[index]
+        if _has_hooks(skip, gate, mlp):
+            return None
+        perceptron = _perceptron(mlp)
         if not (isinstance(skip, Flattened1dConv) and isinstance(gate, SoftGating) and perceptron):
             return None
         if not _is_product(skip.conv) or skip.conv.bias is not None or gate.bias is not None:

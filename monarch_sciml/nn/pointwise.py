@@ -36,12 +36,13 @@ class PointwiseConv(nn.Module):
                 "channels are the second axis; an FNO adds one for each coordinate, and flattens the grid",
             )
         check_dtype(x, W.dtype)
+        each = W.expand(x.shape[0], -1, -1)  # len(x) would export this one batch size only
         if x.device.type != "cpu":
             y = nn.functional.conv1d(x.flatten(2), W.unsqueeze(-1), self.bias)
         elif self.bias is None:
-            y = torch.bmm(W.expand(len(x), -1, -1), x.flatten(2))
+            y = torch.bmm(each, x.flatten(2))
         else:
-            y = torch.baddbmm(self.bias[:, None], W.expand(len(x), -1, -1), x.flatten(2))
+            y = torch.baddbmm(self.bias[:, None], each, x.flatten(2))
         return y.unflatten(2, x.shape[2:])
 
 

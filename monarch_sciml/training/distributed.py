@@ -224,7 +224,10 @@ def launch(function: Callable[[Any], Any], argument: Any, processes: int) -> Any
             worker.start()
         sender.close()
         _wait(workers)
-    kind, content = receiver.recv() if receiver.poll() else NOTHING
+    try:
+        kind, content = receiver.recv() if receiver.poll() else NOTHING
+    except EOFError:  # rank 0 died without a word
+        kind, content = NOTHING
     if kind == "done" and not any(worker.exitcode for worker in workers):
         return content
     if kind == "refused":

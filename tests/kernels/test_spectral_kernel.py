@@ -88,12 +88,15 @@ def test_an_empty_batch_stays_empty(case):
     assert weight.grad.count_nonzero() == 0
 
 
-@pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-2)])
-def test_lower_precision_keeps_its_dtype(dtype, tol):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("dtype", "tol"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-2), (torch.float16, 4e-3)]
+)
+def test_lower_precision_keeps_its_dtype(dtype, tol, backend):
     x, analysis, weight, synthesis = operands((12, 10), (4, 6), (12, 10))
     expected = spectral_convolution(x, analysis, weight, synthesis, backend="reference")
     lower = [W.to(dtype) for W in analysis], weight.to(dtype), [V.to(dtype) for V in synthesis]
-    y = spectral_convolution(x.to(dtype), *lower)
+    y = spectral_convolution(x.to(dtype), *lower, backend=backend)
     assert y.dtype == dtype
     assert relative_error(y.double(), expected) < tol
 

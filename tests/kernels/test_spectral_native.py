@@ -162,6 +162,25 @@ def test_built_once_whole_and_kept(monkeypatch, tmp_path):
     assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "home/.cache/monarch_sciml"),
+        ({"XDG_CACHE_HOME": ""}, "home/.cache/monarch_sciml"),
+        ({"XDG_CACHE_HOME": "xdg"}, "xdg/monarch_sciml"),
+        ({"XDG_CACHE_HOME": "xdg", "MONARCH_SCIML_CACHE": "own"}, "own"),
+        ({"MONARCH_SCIML_CACHE": "~/own"}, "home/own"),  # as a container's settings leave it
+    ],
+)
+def test_the_cache_is_where_caches_are(settings, expected, monkeypatch, tmp_path):
+    for name in ("XDG_CACHE_HOME", "MONARCH_SCIML_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value if value[:1] in ("", "~") else str(tmp_path / value))
+    assert build._folder() == tmp_path / expected
+
+
 @needs_compiler
 def test_the_compiler_may_have_arguments(monkeypatch):
     monkeypatch.setenv("CXX", "c++ -O1")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from laws import relative_error
 
-from monarch_sciml.nn import MonarchSpectralConv
+from monarch_sciml.nn import MonarchSpectralConv, PointwiseConv
 from monarch_sciml.pde.models import fno_monarch
 
 
@@ -41,9 +41,24 @@ def test_the_operator_compiles_without_graph_breaks():
 def test_a_trained_operator_is_exported():
     operator, x = train(model(), torch.float32)[0].eval(), torch.randn(2, 1, 16, 16)
     file = io.BytesIO()
-    torch.export.save(torch.export.export(operator, (x,)), file)
+    # any number of samples, though not any grid: the matrices belong to one
+    exported = torch.export.export(operator, (x,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    torch.export.save(exported, file)
     file.seek(0)
-    assert relative_error(torch.export.load(file).module()(x), operator(x)) < 1e-6
+    loaded = torch.export.load(file).module()
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 1, 16, 16)
+        assert relative_error(loaded(x), operator(x)) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_pointwise_product_is_exported_for_any_number_of_samples(bias):
+    layer, x = PointwiseConv(torch.nn.Conv2d(3, 4, 1, bias=bias)), torch.randn(2, 3, 4, 5)
+    batch = torch.export.Dim("batch", max=64)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},)).module()
+    x = torch.randn(5, 3, 4, 5)
+    assert relative_error(exported(x), layer(x)) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -8,6 +8,7 @@ import torch
 from laws import relative_error
 from neuralop.models import FNO
 from torch import nn
+from torch.nn.utils import prune
 
 from monarch_sciml.kernels import native
 from monarch_sciml.nn import fused as module
@@ -117,6 +118,42 @@ def test_products_of_other_kinds_are_not_fused(passes):
     monarchize(model, 2, include=("*mlp*", "*lifting*", "*projection*"))
     model(torch.randn(1, 1, *GRID))
     assert not passes
+
+
+PARTS = {
+    "skip": lambda blocks: blocks.fno_skips[0].conv,
+    "outer skip": lambda blocks: blocks.fno_skips[0],
+    "gate": lambda blocks: blocks.channel_mlp_skips[0],
+    "perceptron": lambda blocks: blocks.channel_mlp[0],
+    "its first product": lambda blocks: blocks.channel_mlp[0].fcs[0],
+}
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+@pytest.mark.parametrize("part", PARTS)
+def test_hooks_on_the_parts_of_a_layer_run(part, kind):
+    model = fno_monarch((6, 6), 8, GRID, in_channels=1, out_channels=1)
+    calls = []
+    getattr(PARTS[part](model.fno_blocks), f"register_{kind}")(lambda *_: calls.append(1))
+    model(torch.randn(1, 1, *GRID)).sum().backward()
+    assert calls
+
+
+@pytest.mark.parametrize("part", ["skip", "its first product"])
+def test_pruned_parts_of_a_layer_train(part):
+    """Pruning computes the weight in a hook, from the parameter that is trained and the mask."""
+    model = fno_monarch((6, 6), 8, GRID, in_channels=1, out_channels=1)
+    pruned = prune.l1_unstructured(PARTS[part](model.fno_blocks), "weight", 0.5)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(1, 1, *GRID)
+    losses = []
+    for _ in range(3):
+        optimiser.zero_grad()
+        losses.append((model(x) - x).square().mean())
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[2] < losses[1] < losses[0]
+    assert torch.equal(pruned.weight == 0, pruned.weight_mask == 0)
 
 
 def test_without_a_compiler_nothing_is_fused(monkeypatch, passes):

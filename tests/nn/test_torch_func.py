@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 from monarch_sciml.nn import LearnedFourier, MonarchConv, MonarchLinear, MonarchSpectralConv
 from monarch_sciml.pde import fno_monarch
@@ -93,6 +93,20 @@ def test_gradients_of_each_sample(case, dtype):
     for name, found in each.items():
         expected = torch.stack([one[name] for one in alone])
         torch.testing.assert_close(found, expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_ensemble_under_autocast(dtype):
+    models, x = [operator() for _ in range(2)], torch.randn(3, 1, 12, 12)
+    states = stack_module_state(models)
+
+    def together(parameters, buffers):
+        return functional_call(models[0], (parameters, buffers), (x,))
+
+    with torch.autocast("cpu", dtype=dtype):
+        found = vmap(together)(*states)
+    expected = torch.stack([model(x) for model in models])
+    assert (found - expected).norm() < 0.03 * expected.norm()
 
 
 def test_second_derivatives_of_functions():

@@ -168,6 +168,13 @@ def test_real_signals_to_real_commands(stage, tmp_path):
             process.communicate()
 
 
+def test_a_first_process_that_dies_is_named():
+    with pytest.raises(
+        InputError, match=r"found the end of process 0 with status -9; see above .*continues with --resume"
+    ):
+        launch(scenes.die, None, 1)
+
+
 @pytest.mark.parametrize("whole", range(8))
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_parts_make_up_the_batch(monkeypatch, whole, size):

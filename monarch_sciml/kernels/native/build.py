@@ -25,10 +25,10 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be built: without a C++ compiler that knows OpenMP.
 
-    Takes some seconds the first time on a machine. The cache is ``$MONARCH_SCIML_CACHE`` or
-    ``~/.cache/monarch_sciml``; the file's name depends on sources, compiler, processor and content. The
-    compiler is ``$CXX``, which may have arguments, ``c++`` or ``g++``. With ``MONARCH_SCIML_NATIVE=0``
-    nothing is built.
+    Takes some seconds the first time on a machine. The cache is ``$MONARCH_SCIML_CACHE``, or
+    ``monarch_sciml`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; the file's name depends on sources, compiler,
+    processor and content. The compiler is ``$CXX``, which may have arguments, ``c++`` or ``g++``. With
+    ``MONARCH_SCIML_NATIVE=0`` nothing is built.
     """
     if os.environ.get("MONARCH_SCIML_NATIVE", "1") == "0":
         return None
@@ -73,7 +73,7 @@ def _build(compiler: list[str]) -> Path:
     sources = sorted(SOURCES.glob("*.cpp")), sorted(SOURCES.glob("*.h"))
     content = [path.read_bytes() for group in sources for path in group]
     key = hashlib.sha256(b"\0".join([target, *content, " ".join(FLAGS).encode()])).hexdigest()[:16]
-    folder = Path(os.environ.get("MONARCH_SCIML_CACHE") or Path.home() / ".cache" / "monarch_sciml")
+    folder = _folder()
     built = next((path for path in folder.glob(f"kernels-{key}-*.so") if _is_whole(path)), None)
     if built is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +85,13 @@ def _build(compiler: list[str]) -> Path:
             built = folder / f"kernels-{key}-{_digest(out)}.so"
             os.replace(out, built)  # whole or not at all, whoever else builds at the same time
     return built
+
+
+def _folder() -> Path:
+    """The cache; homes are often read-only on the machines that compute, and XDG_CACHE_HOME elsewhere."""
+    if given := os.environ.get("MONARCH_SCIML_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "monarch_sciml"
 
 
 def _digest(path: Path) -> str:
