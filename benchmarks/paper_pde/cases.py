@@ -84,7 +84,8 @@ class Scale:
     the finer grid; and in the time of the U-Net, in protocol A. Empty where nobody has."""
     many_modes: tuple[int, ...]
     fine_modes: tuple[int, ...]
-    """Of trainings on all points, where elsewhere one in two is left out; the last is the original's."""
+    """Of trainings on all points, where elsewhere one in two is left out. The last is the original's, and the
+    others are for the lowest viscosity alone."""
     fine: int
     """Points of the finest grid of what lies beyond the training, twice those of the training."""
     long: int
@@ -170,9 +171,9 @@ def tables(scale: Scale) -> Tables:
         base: dict[str, Any] = {"n_train": scale.n_train, "modes": scale.modes, **changes}
         return [Case(model, viscosity, protocol, seed, **base) for seed in SEEDS]
 
-    def operators(viscosity: str, protocol: str, rate: float = 1, longer: float = 1) -> list[list[Case]]:
+    def operators(viscosity: str, protocol: str, rate: float = 1, **changes: Any) -> list[list[Case]]:
         """FNO and FNO-Monarch after as many epochs, and FNO-Monarch after as much time."""
-        base: dict[str, Any] = {"spectral_rate": rate, "longer": longer}
+        base: dict[str, Any] = {"spectral_rate": rate, **changes}
         rows = [row(model, viscosity, protocol, **base) for model in BOTH]
         if rate != 1 and protocol == "B":  # 500 steps are too few for gentle ones
             base["transform_rate"] = GENTLE
@@ -199,6 +200,16 @@ def tables(scale: Scale) -> Tables:
         rows = [row("fno", viscosity, "B", **base), row("fno-monarch", viscosity, "B", **gentle)]
         return rows + for_as_long("fno-monarch", viscosity, "B", as_long_as=as_long_as, **gentle)
 
+    def fine_modes(viscosity: str) -> tuple[int, ...]:
+        return scale.fine_modes[0 if viscosity == "1e-5" else -1 :]
+
+    def on_all_points(viscosity: str, modes: int) -> list[list[Case]]:
+        base: dict[str, Any] = {"every": 1, "modes": modes}
+        rows = [row(model, viscosity, "B", **base) for model in BOTH]
+        if modes == scale.fine_modes[-1]:
+            rows += for_as_long("fno-monarch", viscosity, "B", as_long_as="grid", **base)
+        return rows
+
     def beside_the_unet(viscosity: str) -> list[list[Case]]:
         as_long = for_as_long("fno-monarch", viscosity, "A", as_long_as="U-Net", spectral_rate=RATE)
         return operators(viscosity, "A", RATE) + as_long + others(viscosity, "A", "unet")
@@ -208,15 +219,14 @@ def tables(scale: Scale) -> Tables:
         # most of what an FNO lacks in protocol B is a higher learning rate there
         "rates": [r for v in SOLVERS for r in operators(v, "B", RATE)],
         # at least as long as the best of the others takes, which stands beside them
-        "time": [r for v in SOLVERS for r in operators(v, "B", RATE, 2) + others(v, "B", "tf-net")],
+        "time": [r for v in SOLVERS for r in operators(v, "B", RATE, longer=2) + others(v, "B", "tf-net")],
         "data": [
             row(model, "1e-3", "B", n_train=n, spectral_rate=RATE) for n in scale.n_trains for model in BOTH
         ],
-        "modes": [
-            row(model, "1e-3", "B", modes=m, spectral_rate=RATE) for m in scale.many_modes for model in BOTH
-        ],
+        "modes": [r for m in scale.many_modes for r in operators("1e-3", "B", RATE, modes=m)]
+        + [r for v in ("1e-4", "1e-5") for r in gently(v, modes=scale.many_modes[-1])],
         # 32 × 32 points do not hold what happens at the lowest viscosity
-        "grid": [row(model, "1e-5", "B", every=1, modes=m) for m in scale.fine_modes for model in BOTH],
+        "grid": [r for v in SOLVERS for m in fine_modes(v) for r in on_all_points(v, m)],
         "rates-grid": gently("1e-5", "grid", every=1) if scale.fine_modes else [],
         # a hundred trajectories are few, but each is as many as there are symmetries
         "symmetries": [

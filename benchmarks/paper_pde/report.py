@@ -44,8 +44,8 @@ TITLES = {
     "rates": "Three times the learning rate for the spectral weights: protocol B",
     "time": "Twice the time, with the higher rate, beside TF-Net: protocol B",
     "data": "Data efficiency: protocol B at ν = 1e-3, the higher rate, other numbers of trajectories",
-    "modes": "Modes: protocol B at ν = 1e-3, the higher rate",
-    "grid": "The paper's grid, 64 × 64: protocol B at ν = 1e-5",
+    "modes": "Modes: protocol B, the higher rate",
+    "grid": "The paper's grid, 64 × 64: protocol B",
     "rates-grid": "Three times the learning rate for the spectral weights on the paper's grid: protocol B",
 }
 HEADER = [
