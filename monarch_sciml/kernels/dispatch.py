@@ -116,7 +116,7 @@ def monarch_multiply(
     """
     check_factors(L, R)
     n = R.shape[-3] * R.shape[-1]
-    if x.shape[-1] != n:
+    if x.shape[-1:] != (n,):
         raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "move that axis to the end")
     one = L.ndim == R.ndim == 3
     if backend == "gemm" and not one:

@@ -65,15 +65,16 @@ def factorize(
     scale = B.abs().max().clamp_min(torch.finfo(B.dtype).tiny)
     B = (B / scale).permute(1, 3, 0, 2).contiguous()  # (i, j, ℓ, ℓ′)
     p, q = _reference(B)
-    residual = math.inf
+    least = math.inf
     for draw in range(DRAWS):  # a draw in which different eigenvalues meet by chance is repeated
         factors, residual = _refine(B, _divide(B, p, q, _eigenbasis(B, p, q, draw)))
+        least = min(least, residual)
         if residual <= tol:
             break
     else:
         raise InputError(
             f"a matrix in MM* with {J} blocks, whose F(i, j) share their eigenvectors",
-            f"a relative residual of {residual:.1e} without",
+            f"a relative residual of {least:.1e} without",
             "choose other blocks, a larger tol, or project(A)",
         )
     left, D, right = factors

@@ -159,6 +159,8 @@ def test_errors_name_the_remedy():
     x, L, R = operands((2, 3, 4, 5, 1), (3,))
     with pytest.raises(InputError, match=r"last dimension of 20; found x \(3, 19\); move that axis"):
         monarch_multiply(x[:, :-1], L, R)
+    with pytest.raises(InputError, match=r"last dimension of 20; found x \(\)"):
+        monarch_multiply(x[0, 0], L, R)
     with pytest.raises(InputError, match=r"factors L .* and R .*; found L \(2, 3, 4\)"):
         monarch_multiply(x, L, R[:3])
     with pytest.raises(InputError, match=r"found L \(2, 3, 8\) and R \(4, 2, 5\); give L's blocks T columns"):
