@@ -218,8 +218,8 @@ def separable_multiply(
 
     Each W is a Monarch matrix after a stride permutation, given by its factors L (p, q, q) and R (q, p, p),
     n = p·q: ``W[ℓ·p + c, j₁·q + j₂] = L[c, ℓ, j₂] · R[j₂, c, j₁]``. With ``maps`` S like x the last leading
-    dimension, the coils, is combined: ``Σ_c S̄_c X_c`` (..., H, W). Costs 8·H·W·(p + q) real operations an
-    axis and plane. Raises ``InputError`` when the factors do not fit.
+    dimension, the coils, is combined: ``Σ_c S̄_c X_c`` (..., H, W). The result has the promoted dtype. Costs
+    8·H·W·(p + q) real operations an axis and plane. Raises ``InputError`` when the factors do not fit.
     """
     sizes = [L.shape[0] * R.shape[0] for L, R in (vertical, horizontal)]
     for L, R in (vertical, horizontal):
@@ -234,8 +234,9 @@ def separable_multiply(
         raise InputError(
             f"images (..., {sizes[0]}, {sizes[1]})", f"{tuple(x.shape)}", "check the factors' grid"
         )
-    factors = (*vertical, *horizontal)
-    x = x.to(torch.promote_types(x.dtype, factors[0].dtype))
+    operands = (x, *vertical, *horizontal) + (() if maps is None else (maps,))
+    dtype = reduce(torch.promote_types, (t.dtype for t in operands))
+    x, factors = x.to(dtype), tuple(f.to(dtype) for f in (*vertical, *horizontal))
     if x.dtype == torch.complex64 and x.device.type == "cpu" and _compiled():
         return native.separable_multiply(x, factors, adjoint, maps)
     return separable.separable_multiply(x, factors, adjoint, maps)
@@ -286,7 +287,8 @@ def has_fast_pointwise_layer(x: Tensor, width: int) -> bool:
     Layers of more than 128 channels are left to batched products: gradients of their weights leave the cache.
     """
     return (
-        max(width, x.shape[1]) <= MOST_CHANNELS
+        x.ndim > 2
+        and max(width, x.shape[1]) <= MOST_CHANNELS
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() > 0

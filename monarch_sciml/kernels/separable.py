@@ -19,7 +19,8 @@ def separable_multiply(
         # the second axis is brought to the front: products then run along contiguous rows
         return apply(Lx, Rx, apply(Ly, Ry, x).mT.contiguous()).mT
 
-    X = torch.stack([plane(one) for one in x.reshape(-1, *x.shape[-2:])]).view(x.shape)
+    planes = [plane(one) for one in x.reshape(-1, *x.shape[-2:])]
+    X = torch.stack(planes).view(x.shape) if planes else x  # of none there is no stack
     return X if maps is None else (maps.conj() * X).sum(-3)
 
 

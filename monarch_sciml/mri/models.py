@@ -1,8 +1,8 @@
 """Networks that reconstruct, and what the Monarch variant of each swaps.
 
-All of them are called alike: k-space (B, C, H, W), zero where nothing was sampled, the sampled pattern and
-the coil maps go in; images (B, H, W) come out. The zero-filled image gives the scale of the data. Where no
-coil is sensitive nothing was measured and the image is zero, as that of any SENSE method.
+All of them are called alike: k-space (B, C, H, W), which counts only where it was sampled, the sampled
+pattern and the coil maps go in; images (B, H, W) come out. The zero-filled image gives the scale of the data.
+Where no coil is sensitive nothing was measured and the image is zero, as that of any SENSE method.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FactoredTransform, LinearOperator, SeparableTransform
-from monarch_sciml.mri.operators import Sensitivity, conjugate_gradients, encoding, normalise
+from monarch_sciml.mri.operators import Sampling, Sensitivity, conjugate_gradients, encoding, normalise
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
 from monarch_sciml.nn import LearnedFourier
@@ -124,6 +124,7 @@ class MSense(nn.Module):
             raise InputError("at least two coils for mSENSE", "one", "use unet, varnet or modl")
         weights = _stretch(_stretch(self.weights, kspace.shape[-1]).mT, kspace.shape[-2]).mT
         A, B = scanner(self, kspace, pattern, maps), _backward(maps, self.inverse, pattern)
+        kspace = Sampling(pattern, tuple(kspace.shape[-3:]))(kspace)  # unlike Aᴴ, V takes in all it is given
         x, v = B(kspace * weights), 0.0
         for _ in range(1, self.iterations):
             v = MOMENTUM * v + STEP * B(kspace - A(x))
@@ -169,6 +170,7 @@ class VarNet(nn.Module):
         B: list[Callable[[Tensor], Tensor]] = [A.H]
         if self.transforms is not None:
             B = [_backward(maps, V, pattern) for V in self.transforms]  # type: ignore[arg-type]
+            kspace = Sampling(pattern, tuple(kspace.shape[-3:]))(kspace)  # unlike Aᴴ, V takes in the rest too
         x = B[0](kspace)
         scale = normalise(x)
         x, y = x / scale, kspace / scale.unsqueeze(-3)

@@ -130,7 +130,7 @@ def simulate_volume(config: SimulateConfig, index: int) -> SimulatedVolume:
 
     rows, columns = central(2 * height, height), central(2 * width, width)
     kspace = torch.empty(config.slices, coils, height, width, dtype=torch.complex64)
-    target = torch.empty(config.slices, height, width)
+    target = torch.empty(config.slices, height, width, dtype=torch.float32)
     for s, x in enumerate(objects):
         coil_images = torch.from_numpy(maps * x)
         signal = FourierTransform(tuple(coil_images.shape))(coil_images)[:, rows, columns] / 2

@@ -32,7 +32,7 @@ class MonarchConv(nn.Module):
         nblocks: number of blocks n; it divides both channel counts.
 
     Shapes:
-        x (B, C_in, …) → (B, C_out, …), as ``conv`` has them.
+        x (B, C_in, …) → (B, C_out, …), as ``conv`` has them, or both without the batch axis.
 
     Outputs start with the mean and variance they have in a fresh convolution of torch.
 
@@ -86,6 +86,8 @@ class MonarchConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, …) → (B, C_out, …)."""
+        if x.ndim == len(self.kernel_size) + 1:  # without a batch axis, as torch's convolutions take it too
+            return self.forward(x[None])[0]
         check_dtype(x, self.L.dtype)
         n = self.nblocks
         convolve = _FUNCTIONS[len(self.kernel_size)]

@@ -13,13 +13,12 @@ from neuralop.layers.skip_connections import Flattened1dConv, SoftGating
 from torch import Tensor, nn
 
 from monarch_sciml.kernels import has_fast_pointwise_layer, pointwise_layer
-from monarch_sciml.nn.pointwise import PointwiseConv
+from monarch_sciml.nn.pointwise import PointwiseConv, has_hooks, is_plain
 
 __all__ = ["FusedBlocks", "FusedMLP", "use_fused_layers"]
 
 
 Perceptron = tuple[Tensor, Tensor, Tensor, Tensor]
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def _perceptron(mlp: nn.Module) -> Perceptron | None:
@@ -34,12 +33,7 @@ def _perceptron(mlp: nn.Module) -> Perceptron | None:
 
 
 def _is_product(module: nn.Module) -> bool:
-    return isinstance(module, (PointwiseConv, nn.Conv1d)) and not _has_hooks(module)
-
-
-def _has_hooks(*modules: nn.Module) -> bool:
-    """Whether more happens when they are called: pruning, ``weight_norm``, ``fully_shard``, an observer."""
-    return any(getattr(module, kind) for module in modules for kind in HOOKS)
+    return isinstance(module, (PointwiseConv, nn.Conv1d)) and is_plain(module)
 
 
 class FusedMLP(ChannelMLP):
@@ -80,7 +74,7 @@ class FusedBlocks(FNOBlocks):
         if not (self.use_channel_mlp and self.fno_skips and self.channel_mlp_skips):
             return None
         skip, gate, mlp = self.fno_skips[index], self.channel_mlp_skips[index], self.channel_mlp[index]
-        if _has_hooks(skip, gate, mlp):
+        if has_hooks(skip, gate, mlp):
             return None
         perceptron = _perceptron(mlp)
         if not (isinstance(skip, Flattened1dConv) and isinstance(gate, SoftGating) and perceptron):

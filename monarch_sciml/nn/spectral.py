@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import fourier_convolution, spectral_convolution
+from monarch_sciml.kernels.derivatives import only_torch
 from monarch_sciml.linalg import interpolation
 from monarch_sciml.nn.inputs import check_dtype, needs_grid
 from monarch_sciml.nn.transform import LearnedTransform
@@ -247,6 +248,7 @@ class MonarchSpectralConv(nn.Module):
         """For fixed transforms that are the DFT, without gradients: FFTs do not grow with the modes."""
         return (
             not torch.is_grad_enabled()
+            and not only_torch()  # nor with vmap, which cannot write into memory of others
             and tuple(x.shape[2:]) == sizes == self.grid
             and len(self.grid) == 2
             and sum(self.n_modes) > 2 * MANY_MODES

@@ -147,3 +147,22 @@ def test_errors_name_the_remedy():
         multiply(x.mT, *LR)
     with pytest.raises(InputError, match=r"factors L \(p, q, q\) and R \(q, p, p\)"):
         multiply(x, LR[1], *LR[1:])
+
+
+def test_the_precision_is_the_highest_of_all_operands():
+    x, *LR = operands(GRIDS[1])
+    expected = multiply(x.to(torch.complex128), *(f.to(torch.complex128) for f in LR))
+    for wide in range(5):
+        mixed = [t.to(torch.complex128) if i == wide else t for i, t in enumerate((x, *LR))]
+        found = multiply(*mixed)
+        assert found.dtype == torch.complex128
+        assert relative_error(found, expected) < 1e-14
+    combined = multiply(x, *LR, x.to(torch.complex128))
+    assert relative_error(combined, (x.conj() * expected).sum(-3)) < 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_an_empty_batch_stays_empty(dtype):
+    x, *LR = operands(GRIDS[1], dtype, (0, 2))
+    assert multiply(x, *LR).shape == x.shape
+    assert multiply(x, *LR, x).shape == (0, *x.shape[-2:])

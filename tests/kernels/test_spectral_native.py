@@ -1,6 +1,8 @@
 """The C++ path of a spectral convolution agrees with its formula, and torch knows it as an operator."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -197,3 +199,20 @@ def test_several_threads_sum_in_the_same_order_every_time(monkeypatch):
     first = gradients("native", tensors, seed)
     for _ in range(20):
         assert all(map(torch.equal, gradients("native", tensors, seed), first))
+
+
+@needs_compiler
+def test_torchs_default_dtype_at_the_import_does_not_matter():
+    """Whoever works in float64 sets it first; the kernel takes every number for a float32."""
+    code = """
+import torch
+torch.set_default_dtype(torch.float64)
+from monarch_sciml.kernels import spectral_convolution
+x, W, w = torch.randn(2, 3, 6, 8), (torch.randn(2, 4, 6), torch.randn(2, 3, 8)), torch.randn(4, 3, 3, 5, 2)
+V = [M.mT for M in W]
+y = spectral_convolution(x, W, w, V)
+single = spectral_convolution(x.float(), [M.float() for M in W], w.float(), [M.float() for M in V])
+assert (single - y).norm() < 1e-5 * y.norm(), (single, y)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

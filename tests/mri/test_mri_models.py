@@ -182,6 +182,16 @@ def test_the_scale_of_the_data_is_the_scale_of_the_image(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("columns", [True, False])
+@pytest.mark.parametrize("shape", [SHAPE, (17, 23)])
+def test_what_was_not_sampled_does_not_count(kind, columns, shape):
+    model, (kspace, pattern, maps) = build(kind).eval(), scan(shape, columns=columns)
+    whole = torch.where(pattern[:, None], kspace, torch.randn_like(kspace))
+    with torch.no_grad():
+        assert torch.equal(model(whole, pattern, maps), model(kspace, pattern, maps))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [True, False])
 def test_a_batch_is_its_slices(kind, columns):
     model, (kspace, pattern, maps) = build(kind).eval(), scan(batch=3, columns=columns)
     with torch.no_grad():

@@ -114,6 +114,11 @@ def noise_alone(sigma: float, **changes) -> tuple[torch.Tensor, float]:
     return difference.transpose(0, 1).flatten(1), noisy.noise / 1e-4
 
 
+def test_types_are_those_of_the_files_whatever_torchs_default(double):
+    volume = simulate_volume(SimulateConfig(shape=(8, 8), slices=1, coils=(2,)), 0)
+    assert (volume.kspace.dtype, volume.target.dtype) == (torch.complex64, torch.float32)
+
+
 def test_noise_is_of_the_level_asked_for_and_white_but_correlated_between_coils():
     sigma = 0.05
     noise, stated = noise_alone(sigma, shape=(64, 48), coils=(6,), slices=4)

@@ -120,6 +120,25 @@ def test_products_of_other_kinds_are_not_fused(passes):
     assert not passes
 
 
+class Doubling(nn.Conv1d):
+    """A product that does more."""
+
+    def forward(self, x):
+        """Twice the product."""
+        return 2 * super().forward(x)
+
+
+@needs_compiler
+def test_products_that_do_more_are_not_fused(passes):
+    model = body(n_layers=2)
+    for mlp in (model.projection, *model.fno_blocks.channel_mlp):
+        first = mlp.fcs[0]
+        mlp.fcs[0] = Doubling(first.in_channels, first.out_channels, 1)
+    x = torch.randn(2, 2, *GRID)
+    assert relative_error(use_fused_layers(copy.deepcopy(model))(x), model(x)) < 2e-6
+    assert len(passes) == 1  # the lifting
+
+
 PARTS = {
     "skip": lambda blocks: blocks.fno_skips[0].conv,
     "outer skip": lambda blocks: blocks.fno_skips[0],
@@ -171,3 +190,11 @@ def test_the_projection_names_wrong_channels_as_before():
     assert isinstance(mlp, FusedMLP)
     with pytest.raises(RuntimeError, match="channels"):
         mlp(torch.randn(1, 5, *GRID))
+
+
+def test_the_projection_takes_an_input_without_a_batch_axis():
+    mlp = body().projection
+    x = torch.randn(8, 8)  # as many points as channels
+    fused = use_fused_layers(use_pointwise_products(copy.deepcopy(mlp)))
+    assert isinstance(fused, FusedMLP)
+    assert relative_error(fused(x), mlp(x)) < 2e-6

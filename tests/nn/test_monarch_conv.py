@@ -32,6 +32,16 @@ def test_it_is_the_dense_convolution_of_the_same_map(conv, nblocks, double):
     assert dense.weight.shape == conv.weight.shape
     assert relative_error(layer(x), dense(x)) < 1e-14
     assert layer(x).shape == conv(x).shape
+    assert torch.equal(layer(x[0]), layer(x[:1])[0])  # without a batch axis, as torch's
+
+
+def test_an_image_without_a_batch_stays_one_when_a_model_is_converted():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
+    monarchize(model, 2)
+    assert isinstance(model[0], MonarchConv)
+    x = torch.randn(8, 8, 16)  # as many rows as channels
+    found = model(x)
+    assert relative_error(found, densify(model)(x)) < 1e-5
 
 
 @pytest.mark.parametrize(("conv", "nblocks"), CONVS, ids=IDS)

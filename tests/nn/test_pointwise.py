@@ -31,6 +31,13 @@ def test_it_is_the_convolution(kind, grid, bias):
     assert_same(call(ours), call(conv), x, *conv.parameters(), tol=1e-14)
 
 
+@pytest.mark.parametrize(("kind", "grid"), CASES)
+def test_an_input_without_a_batch_axis_is_one(kind, grid):
+    conv = kind(3, 5, 1).double()
+    x = torch.randn(3, 3, *grid[1:], dtype=torch.float64)  # as many points as channels
+    assert relative_error(PointwiseConv(conv)(x), conv(x)) < 1e-14
+
+
 def test_first_and_second_derivatives():
     ours = PointwiseConv(nn.Conv1d(2, 3, 1).double())
     x = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
@@ -73,6 +80,40 @@ def test_only_what_is_pointwise_is_exchanged_and_the_state_stays():
     assert model.state_dict().keys() == before.state_dict().keys()
     assert relative_error(model(x), before(x)) < 1e-6
     model.load_state_dict(before.state_dict())
+
+
+class Doubling(nn.Conv1d):
+    """A convolution that does more."""
+
+    def forward(self, x):
+        """Twice the convolution."""
+        return 2 * super().forward(x)
+
+
+def hooked() -> nn.Module:
+    conv = nn.Conv1d(4, 4, 1)
+    conv.register_forward_hook(lambda module, inputs, output: 3 * output)
+    return conv
+
+
+MORE = {
+    "weight_norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 1)),
+    "hook": hooked,
+    "forward": lambda: Doubling(4, 4, 1),
+    "lazy": lambda: nn.LazyConv1d(4, 1),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_what_does_more_than_a_convolution_stays(name):
+    model = nn.Sequential(MORE[name]())
+    before = copy.deepcopy(model)
+    use_pointwise_products(model)
+    assert model.state_dict().keys() == before.state_dict().keys()
+    x = torch.randn(2, 4, 5)
+    if name != "lazy":
+        assert torch.equal(model(x), before(x))
+    assert model(x).shape == (2, 4, 5)
 
 
 def test_inside_neuraloperator():

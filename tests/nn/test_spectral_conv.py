@@ -302,6 +302,9 @@ def test_training_under_autocast(size):
 
 def test_an_empty_batch_stays_empty():
     assert layer((8, 8), (4, 4))(torch.zeros(0, 3, 12, 8, dtype=torch.float64)).shape == (0, 4, 12, 8)
+    by_ffts = layer((64, 60), (64, 60), dtype=torch.float32, learned=False)
+    with torch.no_grad():
+        assert by_ffts(torch.zeros(0, 3, 64, 60)).shape == (0, 4, 64, 60)
 
 
 def test_errors_name_the_remedy():

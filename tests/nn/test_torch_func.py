@@ -147,6 +147,14 @@ def test_compiled_derivatives_are_those_of_eager_mode(name, transform):
     assert torch.equal(plain(x), value)
 
 
+def test_batches_of_what_is_done_by_ffts_without_gradients():
+    torch.manual_seed(0)
+    layer = MonarchSpectralConv(2, 2, (50, 50), grid=(50, 50), learned=False)
+    x = torch.randn(3, 1, 2, 50, 50)
+    with torch.no_grad():
+        torch.testing.assert_close(vmap(layer)(x)[:, 0], layer(x[:, 0]), **tolerance(x.dtype))
+
+
 def test_images_are_differentiated_forward():
     torch.manual_seed(0)
     layer = Images((6, 8))

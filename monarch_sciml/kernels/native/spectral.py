@@ -130,11 +130,9 @@ def _plain(
     x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor, bias: Tensor | None
 ) -> Tensor:
     path = reference if only_torch() else gemm
-    y = path.spectral_convolution(x, [Ea, Wa], weight, [Es, Ws.transpose(0, 1) * _SIGNS[:, None, None]])
+    V = torch.stack((Ws[:, 0], -Ws[:, 1]))
+    y = path.spectral_convolution(x, [Ea, Wa], weight, [Es, V])
     return y if bias is None else y + bias[:, None, None]
-
-
-_SIGNS = torch.tensor([1.0, -1.0])
 
 
 def spectral_convolution(
@@ -152,7 +150,7 @@ def spectral_convolution(
     """
     (Ea, Wa), (Es, V) = analysis, synthesis
     # the real part of a product: [Vr, −Vi] in one matrix
-    Ws = (V * _SIGNS[:, None, None]).transpose(0, 1)
+    Ws = torch.stack((V[0], -V[1]), dim=1)
     inputs = [t.contiguous() for t in (x, Wa, Ea, weight, Es, Ws)]
     strips = torch.is_grad_enabled() and any(t.requires_grad for t in (Wa, Ea, Es, V))
     return torch.ops.monarch_sciml.spectral(*inputs, None if bias is None else bias.contiguous(), strips)[0]
