@@ -237,6 +237,8 @@ class Campaign:
             out = self.work / f"{name}-{tally.runs}"
             while (status := self.once(tally, command, options, out, resume, kills)) is None:
                 pass
+            if tally.failures:  # what is damaged is not compared
+                break
             tally.runs += 1
             if status:
                 tally.failures.append(f"exit status {status}, see {out}.log")

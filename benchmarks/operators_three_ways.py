@@ -5,8 +5,8 @@
 Each trained network is trained on for a little as it is (the control), and after a change of its structure:
 Fourier transforms become learned Monarch transforms, which loses nothing; dense layers are projected onto
 Monarch matrices; Monarch transforms are multiplied out to dense matrices. Three seeds. Navier–Stokes at
-ν = 1e-3, 32 × 32, the setting of ``make demo``; MRI as in ``benchmarks/paper_mri/``, whose data and
-trained networks it uses. One thread per training; resumable. Writes
+ν = 1e-3, 32 × 32, as in ``make demo`` but for one learning rate for all weights; MRI as in
+``benchmarks/paper_mri/``, whose data and trained networks it uses. One thread per training; resumable. Writes
 ``benchmarks/results/operators_three_ways.*``.
 """
 

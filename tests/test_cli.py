@@ -241,6 +241,7 @@ def test_progress_bars_are_for_terminals(tmp_path, monkeypatch, capsys):
         ("bench --repeats 1", "at least 2 repeats; found 1"),
         ("bench --threads 0", "at least 1 thread; found 0"),
         ("bench --json {tmp}/none/bench.json", "a file in an existing directory"),
+        ("bench --json {tmp}", "a file in an existing directory"),
     ],
 )
 def test_mistakes_end_in_one_line(data, tmp_path, monkeypatch, refusal, arguments, match):

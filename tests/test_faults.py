@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,28 @@ def test_the_campaign_sees_a_difference(tmp_path, monkeypatch, second, equal):
     assert tally.fine == equal
     if not equal:
         assert tally.failures == [f"a.json differ in {tmp_path / 'pde-generate-0'}"]
+
+
+def test_the_campaign_records_damage_after_a_kill(tmp_path, monkeypatch):
+    """Of a stand-in that leaves half a file under a final name, and would go on."""
+    script = "import pathlib, sys, time; p = pathlib.Path(sys.argv[1]); p.mkdir(); "
+    script += "(p / 'a.json').write_text(sys.argv[2]); time.sleep(float(sys.argv[3]))"
+    runs = iter([('"whole"', "0"), ('"hal', "60")])
+
+    def start(self, command, options, out, resume=False):
+        process = subprocess.Popen([sys.executable, "-c", script, str(out), *next(runs)])
+        while not (out / "a.json").exists() or not (out / "a.json").stat().st_size:
+            time.sleep(0.01)
+        return process
+
+    monkeypatch.setattr(faults.Campaign, "start", start)
+    campaign = faults.Campaign(tmp_path)
+    monkeypatch.setattr(campaign.random, "uniform", lambda *_: 0.01)
+    tally = campaign.run("pde generate", 2)
+    assert tally.kills == 1
+    assert not tally.fine
+    (failure,) = tally.failures
+    assert failure.startswith("after kill 1: JSONDecodeError")
 
 
 # ---------------------------------------------------------------------------------------------- small disks

@@ -43,7 +43,7 @@ class BenchConfig:
             raise InputError("at least 2 repeats", str(self.repeats), "raise --repeats: quartiles need them")
         if self.threads is not None and self.threads < 1:
             raise InputError("at least 1 thread", str(self.threads), "raise --threads")
-        if self.json is not None and not self.json.absolute().parent.is_dir():
+        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
             raise InputError("a file in an existing directory", str(self.json), "create it, or change --json")
 
 

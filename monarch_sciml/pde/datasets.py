@@ -122,8 +122,8 @@ class TrajectoryDataset(Dataset[Tensor]):
             )
         self._source: Source | None = source
         self._process = os.getpid()
-        self._samples = _chosen(samples, source.length("n"), "samples", "trajectories")
-        self._times = _chosen(times, source.length("t"), "times", "time steps")
+        self._samples = _chosen(samples, source.length("n"), "samples=", "trajectories")
+        self._times = _chosen(times, source.length("t"), "times=", "time steps")
         self._every, self._dtype, self._checked = every, dtype, False
         self._numbers = range(source.length("n")), range(source.length("t"))  # of what the source holds
         self.format = source.format
@@ -146,16 +146,17 @@ class TrajectoryDataset(Dataset[Tensor]):
     def read(self, index: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Frames ``start`` … ``stop`` − 1 of one trajectory, shape (stop − start, C, *grid).
 
-        Only these are read from the file.
+        Only these are read from the file. Raises ``InputError`` if there are none, or fewer.
         """
         index = range(len(self))[index]  # negative counts from the end; outside raises IndexError
+        times = self._times[_as_slice(_chosen(slice(start, stop), self.n_times, "start and stop", "frames"))]
         source = self._opened()
         if source.lazy and source.scattered and source.nbytes > SCATTERED_BYTES:
             warnings.warn(
                 f"{self.path.name} scatters each trajectory over the whole file: call .load() once instead",
                 stacklevel=3,
             )
-        block = self._block(self._samples[index : index + 1], self._times[start:stop])
+        block = self._block(self._samples[index : index + 1], times)
         frames = torch.from_numpy(block[0]).to(self._dtype)
         if self._dtype.itemsize < 4 and not frames.float().isfinite().all():
             trajectory = self._numbers[0][self._samples[index]]
@@ -166,7 +167,7 @@ class TrajectoryDataset(Dataset[Tensor]):
     def select(self, samples: slice) -> Self:
         """The same data set with only these of its trajectories; nothing is read or copied."""
         selected = self._twin()
-        selected._samples = self._samples[_as_slice(_chosen(samples, len(self), "samples", "trajectories"))]
+        selected._samples = self._samples[_as_slice(_chosen(samples, len(self), "samples=", "trajectories"))]
         return selected
 
     def load(self) -> Self:
@@ -315,13 +316,13 @@ def _chosen(wanted: slice, available: int, argument: str, things: str) -> range:
     """``wanted`` as a range inside 0 … available − 1; what lies outside is refused, not cut off silently."""
     if not isinstance(wanted, slice):
         found, remedy = f"{type(wanted).__name__}", "write slice(start, stop, step)"
-        raise InputError(f"{argument}= as a slice of the {available} {things}", found, remedy)
+        raise InputError(f"{argument} as a slice of the {available} {things}", found, remedy)
     bounds = [bound for bound in (wanted.start, wanted.stop) if bound is not None]
     inside = all(-available <= bound <= available for bound in bounds)
     chosen = range(available)[wanted] if inside and (wanted.step is None or wanted.step > 0) else range(0)
     if not chosen:
         raise InputError(
-            f"{argument}= as a slice with a positive step inside the {available} {things} there are",
+            f"{argument} as a slice with a positive step inside the {available} {things} there are",
             f"{wanted.start}:{wanted.stop}:{wanted.step}",
             f"choose within 0:{available}",
         )

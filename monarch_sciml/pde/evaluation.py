@@ -293,7 +293,7 @@ def _training_seconds(table: Path) -> float:
     try:
         *_, last = csv.DictReader(table.read_text().splitlines())
         return float(last["seconds"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # the last: a row that was cut off
         raise InputError(
             f"the table of a training, {table}", f"{error}", "restore it or train anew"
         ) from None

@@ -73,11 +73,12 @@ class GenerateConfig:
             )
         least = min(self.samples, self.batch, self.resolution)
         numbers = math.isfinite(self.scale) and 0 <= self.viscosity < math.inf
-        grids = least >= 1 and self.grid <= LARGEST and self.grid % self.resolution == 0
+        grids = least >= 1 and 4 <= self.grid <= LARGEST and self.grid % self.resolution == 0
         if not grids or self.seed < 0 or not numbers:
             raise InputError(
                 "samples, batch and resolution ≥ 1, seed and viscosity ≥ 0, finite numbers "
-                f"and a solver_resolution of at most {LARGEST} that is a multiple of resolution",
+                f"and a solver_resolution of 4 to {LARGEST}, by default the resolution, "
+                "that is a multiple of resolution",
                 ", ".join(f"{key}={value}" for key, value in dataclasses.asdict(self).items()),
                 "correct these settings",
             )
@@ -85,7 +86,7 @@ class GenerateConfig:
     @property
     def grid(self) -> int:
         """Points per side of the solver's grid."""
-        return self.solver_resolution or self.resolution
+        return self.resolution if self.solver_resolution is None else self.solver_resolution
 
     @property
     def times(self) -> list[float]:
@@ -200,7 +201,7 @@ def _check_config(file: h5py.File, path: Path, config: GenerateConfig) -> None:
 def _write_file(path: Path, config: GenerateConfig, device: torch.device | str, progress: bool) -> None:
     """The whole file, of the parts that are there and of batches simulated here."""
     try:
-        with _open_partial(_partial(path), config) as file:
+        with _open_partial(path, config) as file:
             _fill(file, path, config, device, progress)
             with whole_file(path.with_suffix(".json")) as settings:
                 settings.write_text(config.to_json() + "\n")
@@ -216,17 +217,21 @@ def _write_file(path: Path, config: GenerateConfig, device: torch.device | str, 
 
 
 @contextmanager
-def _open_partial(partial: Path, config: GenerateConfig) -> Iterator[h5py.File]:
+def _open_partial(path: Path, config: GenerateConfig) -> Iterator[h5py.File]:
     """The unfinished file where it stopped, or a new one if there is none that can be read.
 
     HDF5 writes through a Python file, which reports a failing disk; its own writing ends the process there.
-    Raises ``BlockingIOError`` if another process has the file.
+    Raises ``BlockingIOError`` if another process has the file, or has just finished it.
     """
+    partial = _partial(path)
     with open(partial, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666)) as stream:
         with _where_there_are_locks():
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not partial.exists() or not os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
             raise BlockingIOError  # it was finished between opening and locking
+        if path.exists():  # or before that, and what is locked is a new one
+            partial.unlink()
+            raise BlockingIOError
         if _finished(stream) is None:
             try:
                 _create(stream, partial, config)

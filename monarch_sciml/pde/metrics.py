@@ -47,8 +47,8 @@ def energy_spectrum(w: Tensor) -> Tensor:
     very large or small ones in float64.
     """
     n_x, n_y = w.shape[-2:]
-    kx = torch.fft.fftfreq(n_x, 1 / n_x, device=w.device)[:, None]
-    ky = torch.fft.fftfreq(n_y, 1 / n_y, device=w.device)[None, :]
+    kx = torch.fft.fftfreq(n_x, 1 / n_x, dtype=w.dtype, device=w.device)[:, None]
+    ky = torch.fft.fftfreq(n_y, 1 / n_y, dtype=w.dtype, device=w.device)[None, :]
     k2 = kx**2 + ky**2
     energy = 0.5 * torch.fft.fft2(w, norm="forward").abs() ** 2 / (4 * math.pi**2 * k2.clamp(min=1))
     energy = torch.where(k2 > 0, energy, torch.zeros_like(energy))  # the mean vorticity of a torus is zero

@@ -223,11 +223,7 @@ def launch(function: Callable[[Any], Any], argument: Any, processes: int) -> Any
         for worker in workers:
             worker.start()
         sender.close()
-        _wait(workers)
-    try:
-        kind, content = receiver.recv() if receiver.poll() else NOTHING
-    except EOFError:  # rank 0 died without a word
-        kind, content = NOTHING
+        kind, content = _wait(workers, receiver)
     if kind == "done" and not any(worker.exitcode for worker in workers):
         return content
     if kind == "refused":
@@ -251,6 +247,8 @@ def _work(function: Any, argument: Any, rank: int, size: int, port: int, sender:
     }
     os.environ |= {name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    if rank:
+        sender.close()  # so that the other end sees when rank 0 dies
     answer, status = NOTHING, 0
     try:
         answer = ("done", function(argument))
@@ -263,16 +261,21 @@ def _work(function: Any, argument: Any, rank: int, size: int, port: int, sender:
     raise SystemExit(status)
 
 
-def _wait(workers: list[Any]) -> None:
-    """Until all have ended; those that outlive a failed one by long are ended."""
-    patience = None
-    while running := [worker for worker in workers if worker.is_alive()]:
-        ended = wait([worker.sentinel for worker in running], patience)
-        if not ended:
+def _wait(workers: list[Any], receiver: Any) -> tuple[Any, Any]:
+    """What rank 0 says, once all have ended; those that outlive a failed one by long are ended."""
+    answer, listening, patience = NOTHING, [receiver], None
+    while (running := [w for w in workers if w.is_alive()]) or (listening and receiver.poll()):
+        ended = wait([*listening, *(worker.sentinel for worker in running)], patience)
+        if receiver in ended:  # read at once: a pipe holds little, and whoever fills it waits
+            listening = []
+            with contextlib.suppress(EOFError, OSError):  # rank 0 died without a word, or in the middle of it
+                answer = receiver.recv()
+        elif not ended:
             for worker in running:
                 worker.kill()
         if any(worker.exitcode for worker in workers):
             patience = PATIENCE
+    return answer
 
 
 @contextlib.contextmanager

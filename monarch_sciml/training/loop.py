@@ -5,11 +5,13 @@ place in the epoch, so a run that was killed and resumed ends with the very weig
 batch is what one step of the optimiser sees in total: several processes share it, and train the same model.
 """
 
+import contextlib
 import errno
+import fcntl
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +133,14 @@ def fit(
     the gradient of the whole batch; a run may be resumed with another number of them.
 
     Raises:
-        InputError: a loss or weights that are not finite, a checkpoint that cannot be read or written, or a
-            batch that the processes cannot share.
+        InputError: a loss or weights that are not finite, a checkpoint that cannot be read or written, a
+            batch that the processes cannot share, or another training in the directory.
         KeyboardInterrupt: by Ctrl-C or SIGTERM, after the step and with a checkpoint; at once by a second
             Ctrl-C. Says how to continue.
     """
     order = Order(Batches(train, batch, collate), task.seed)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with joined(device), warnings.catch_warnings(), Interruption() as interruption:
+    with joined(device), _alone_in(run), warnings.catch_warnings(), Interruption() as interruption:
         _quiet()
         record = Record(
             run, order, Batches(held_out, batch, collate), checkpoint_minutes, interruption, progress
@@ -171,6 +173,31 @@ def fit(
                 raise
             raise cannot_write(run, error) from None
     return task
+
+
+@contextlib.contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    """Two trainings would replace each other's files; what a killed one held is free again."""
+    lock = together(lambda: _lock(run) if world()[0] == 0 else None)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """The descriptor that holds it. Raises ``InputError`` if another process has one."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        remedy = "wait for it, or choose another --out"
+        raise InputError(f"{folder} to be free", "that another process is training in it", remedy) from None
+    except OSError:  # a file system that does not know locks is used without
+        pass
+    return lock
 
 
 def _where(device: str, record: Record) -> dict[str, Any]:

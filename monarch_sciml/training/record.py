@@ -244,7 +244,8 @@ class Record(Checkpoint):
                 counted = value * part.counted if part.counted else torch.zeros_like(value)
                 sums[name] = sums.get(name, torch.tensor(0.0, device=value.device)) + counted
             seen += part.counted
-        *values, seen = total(torch.stack([*sums.values(), torch.tensor(float(seen))]))
+        # sums lie where the model does; what is counted does not
+        *values, seen = total(torch.stack([*(v.cpu() for v in sums.values()), torch.tensor(float(seen))]))
         return {name: float(value / seen) for name, value in zip(sums, values, strict=True)}
 
     def _write_table(self) -> InputError | None:

@@ -113,7 +113,8 @@ def _enter(out: Path, config: Any, data: Mapping[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         settings = _as_json(dataclasses.asdict(config))
         content = {"config": settings, "options": " ".join(_options(config, settings))}
-        write_json(saved, {**content, "data": data, "environment": environment()})
+        device = getattr(config, "device", "auto")
+        write_json(saved, {**content, "data": data, "environment": environment(device)})
     except OSError as error:
         raise InputError(
             "an output directory that can be written", str(error), "choose another --out"
@@ -178,15 +179,16 @@ def is_finished(out: Path) -> bool:
     return (out / "model" / "config.json").exists()
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine, for the record."""
+def environment(device: str = "auto") -> dict[str, Any]:
+    """Versions and machine, for the record; ``device`` "cpu" says that a GPU had no part in it."""
+    gpu = device != "cpu" and torch.cuda.is_available()
     packages = ("torch", "neuraloperator", "lightning", "numpy")
     return {
         "monarch_sciml": __version__,
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": torch.cuda.get_device_name() if gpu else platform.machine(),
     }
 
 

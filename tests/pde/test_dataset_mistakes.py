@@ -249,6 +249,14 @@ def test_what_is_no_slice(wrong: object, tmp_path: Path) -> None:
         TrajectoryDataset(npy(tmp_path / "mine.npy")).select(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("frames", [(7, 7), (3, 2), (0, 8), (7, None), (-8, 2)])
+def test_frames_outside(frames: tuple[int, int | None]) -> None:
+    found = f"{frames[0]}:{frames[1]}:None"
+    message = rf"start and stop as a slice .*the 7 frames there are; found {found}; choose within 0:7"
+    with pytest.raises(InputError, match=message):
+        TrajectoryDataset.from_array(U).read(0, *frames)
+
+
 def test_times_outside(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"times= as a slice .* inside the 7 time steps .*found 0:8:None; choose within 0:7"

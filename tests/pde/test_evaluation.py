@@ -288,6 +288,7 @@ def _line(path: Path) -> Path:
         ("metrics.csv", None, r"the table of a training, .*metrics.csv; found .*; restore it"),
         ("metrics.csv", "epoch,seconds\n", r"the table of a training"),
         ("metrics.csv", "epoch\n1\n", r"the table of a training"),
+        ("metrics.csv", "epoch,seconds\n1\n", r"the table of a training"),
         ("config.json", None, r"a file config.json; found none"),
         (
             "config.json",

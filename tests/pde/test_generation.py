@@ -237,6 +237,9 @@ def test_progress_is_shown(tmp_path, capsys):
         ({"samples": 0}, "samples, batch and resolution ≥ 1"),
         ({"viscosity": -1.0}, "seed and viscosity ≥ 0"),
         ({"solver_resolution": 24}, "solver_resolution .*that is a multiple of resolution; found .*=24"),
+        ({"solver_resolution": -16}, "solver_resolution of 4 to .*; found .*solver_resolution=-16"),
+        ({"solver_resolution": 0}, "solver_resolution of 4 to .*; found .*solver_resolution=0"),
+        ({"resolution": 2}, "of 4 to .*, by default the resolution, .*; found .*resolution=2"),
     ],
 )
 def test_wrong_settings_are_named(changes, match):
@@ -340,6 +343,29 @@ def test_two_that_finish_at_once_do_not_disturb_each_other(complete, tmp_path, m
 
     monkeypatch.setattr(module, "_fill", meanwhile)
     as_rank(monkeypatch, 0, 2, path)
+    assert path.read_bytes() == complete.read_bytes()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_file_that_another_process_finishes_meanwhile_is_not_made_again(
+    complete, tmp_path, monkeypatch, solved, processes
+):
+    """Between a look for the file and the lock on its beginning."""
+    path, opened = tmp_path / "flow.h5", module._open_partial
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(module, "_open_partial", opened)
+        path.write_bytes(complete.read_bytes())
+        return opened(*arguments)
+
+    monkeypatch.setattr(module, "_open_partial", meanwhile)
+    if processes == 1:
+        generate(path, CONFIG, progress=False)
+    else:
+        monkeypatch.setattr(module, "_missing", lambda *_: [])
+        as_rank(monkeypatch, 0, processes, path)
+    assert solved == []
+    assert [file.name for file in tmp_path.iterdir()] == ["flow.h5"]
     assert path.read_bytes() == complete.read_bytes()
 
 

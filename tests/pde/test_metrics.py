@@ -88,6 +88,14 @@ def test_energies_add_up_to_that_of_the_velocity(double, size):
     torch.testing.assert_close(energy_spectrum(w).sum(), energy)
 
 
+def test_spectrum_has_the_precision_of_the_vorticity():
+    """w = cos 2π(x + 2y) has the energy 1 / 4 · 1 / (4π² · 5), whatever torch's default precision is."""
+    x, y = grid(16, 16)
+    spectrum = energy_spectrum(torch.cos(2 * math.pi * (x.double() + 2 * y.double())))
+    expected = torch.tensor(1 / (80 * math.pi**2), dtype=torch.float64)
+    torch.testing.assert_close(spectrum[2], expected, rtol=1e-14, atol=0)
+
+
 def test_mean_vorticity_carries_no_energy_and_batches_are_independent():
     w = torch.randn(2, 3, 12, 14)
     spectrum = energy_spectrum(w)

@@ -249,6 +249,15 @@ def test_an_export_without_card_and_architecture_loads(exported):
     assert FramePredictor.from_pretrained(path).config == model.config
 
 
+def test_a_model_of_half_precision_loads_in_single(tmp_path):
+    config = ModelConfig("fno-monarch", (16, 16), channels=1, n_in=1, modes=16, width=16, layers=1)
+    model = config.build().bfloat16()
+    model.save_pretrained(tmp_path)
+    loaded = FramePredictor.from_pretrained(tmp_path).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded[name], value.float()), name
+
+
 def test_no_model_there(tmp_path):
     with pytest.raises(InputError, match=r"an exported model in .*nowhere; found no such folder"):
         FramePredictor.from_pretrained(tmp_path / "nowhere")

@@ -175,6 +175,11 @@ def test_a_first_process_that_dies_is_named():
         launch(scenes.die, None, 1)
 
 
+def test_an_answer_may_be_of_any_length():
+    """A pipe holds 64 KiB; messages may hold what is in a file."""
+    assert launch(str, "x" * 10**6, 1) == "x" * 10**6
+
+
 @pytest.mark.parametrize("whole", range(8))
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_parts_make_up_the_batch(monkeypatch, whole, size):

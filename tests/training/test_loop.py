@@ -229,6 +229,26 @@ def test_infinite_weights_do_not_replace_the_checkpoint(tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == STEPS
 
 
+def test_two_trainings_do_not_share_a_directory(whole, tmp_path):
+    """The second is refused before it writes; the first ends as if it had been alone, and leaves it free."""
+    run, second = tmp_path / "run", Experiment()
+    first, refused = Experiment(), []
+
+    def meanwhile(step: int) -> None:
+        if step == STEPS + 1:
+            with pytest.raises(InputError, match=r"run to be free; found that another .*; wait for it, or"):
+                second.fit(run, resume=True)
+            refused.append(step)
+
+    first.at_step = meanwhile
+    first.fit(run)
+    assert refused == [STEPS + 1]
+    assert second.steps == 0
+    for own, expected in zip(first.model.parameters(), whole[0].model.parameters(), strict=True):
+        assert torch.equal(own, expected)
+    Experiment().fit(run, resume=True)
+
+
 def test_damaged_checkpoint_is_one_message(whole, tmp_path):
     content = (whole[1] / "last.ckpt").read_bytes()
     for damaged in (
@@ -250,6 +270,17 @@ def test_damaged_checkpoint_is_one_message(whole, tmp_path):
     assert not (tmp_path / "owned").exists()
     (tmp_path / "last.ckpt").unlink()  # the remedy
     assert torch.equal(Experiment().fit(tmp_path, resume=True).weights, whole[0].weights)
+
+
+def test_metrics_may_lie_on_another_device(tmp_path, monkeypatch):
+    """Tensors without numbers stand in for those of a GPU: they mix with others as little."""
+    cpu = Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda t: torch.full(t.shape, 5.0) if t.is_meta else cpu(t))
+    experiment = Experiment()
+    monkeypatch.setattr(experiment, "metrics", lambda *_: {"error": torch.ones((), device="meta")})
+    experiment.fit(tmp_path / "run", epochs=1)
+    (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines())
+    assert float(row["error"]) == 5.0 / len(X)
 
 
 def test_seconds_are_those_of_training_alone(tmp_path, monkeypatch):

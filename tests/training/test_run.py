@@ -1,6 +1,7 @@
 """Run directories: made once, entered again with the same settings and data only."""
 
 import json
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,6 +161,18 @@ def test_interrupted_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_json(tmp_path / "a.json", {"x": [1, 2, Unprintable()]})
     assert read_json(tmp_path / "a.json") == {"x": 1}
+
+
+@pytest.mark.parametrize(("device", "recorded"), [("cpu", platform.machine()), ("auto", "a GPU")])
+def test_a_run_records_the_device_it_is_trained_on(tmp_path, monkeypatch, device, recorded):
+    @dataclass(frozen=True)
+    class OnDevice(Config):
+        device: str = "auto"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    create_run(tmp_path, OnDevice(tmp_path, device=device), DATA)
+    assert read_json(tmp_path / "config.json")["environment"]["device"] == recorded
 
 
 def test_missing_cuda_is_named(monkeypatch):
