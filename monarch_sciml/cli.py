@@ -8,7 +8,6 @@ if stderr is a terminal, errors and warnings, a line each, go to stderr.
 """
 
 import contextlib
-import csv
 import io
 import os
 import shutil
@@ -32,7 +31,7 @@ from monarch_sciml.pde import TrajectoryDataset
 from monarch_sciml.pde.evaluation import EvaluateConfig, evaluate, markdown_table
 from monarch_sciml.pde.generation import GenerateConfig, generate
 from monarch_sciml.pde.recipe import TrainConfig, train
-from monarch_sciml.training import check_device
+from monarch_sciml.training import check_device, last_row
 from monarch_sciml.training.distributed import world
 
 __all__ = ["main"]
@@ -284,9 +283,8 @@ def _trained(run: Path, quiet: bool, field: Literal["pde", "mri"]) -> None:
     if quiet:
         _say(str(run))
         return
-    with (run / "metrics.csv").open() as file:
-        *_, last = csv.DictReader(file)
-    cells = [f"{float(value):.4g}" for value in last.values()]
+    last = last_row(run)
+    cells = [f"{value:.4g}" for value in last.values()]
     table = [list(last), ["---:"] * len(cells), cells]
     _say("", _aligned("\n".join(f"| {' | '.join(row)} |" for row in table)), "", FIGURES[field], "")
     _say(*_listing(run, RUN))

@@ -3,13 +3,13 @@
     python benchmarks/transforms/ablation.py [--workers 2] [--hours H] [--inputs DIR] [--problems NAME …]
         [--missing]
 
-The same network, data, order of the batches and optimiser (AdamW, peak rate 5e-3, cosine schedule, batch 20,
-one step ahead); what differs is which transforms may learn, and how fast. ``--inputs`` is the directory of
-neuraloperator's mini files ``darcy_{train,test}_16.pt`` and ``burgers_{train,test}_16.pt``; without it those
-two problems are not trained. Resumable: a training that is done is not repeated, and ``--hours`` begins none
-after that time. Every start writes ``benchmarks/results/transform_ablation.*``: what it trained or found
-trained, and what the last report has besides; without its .json there is none. ``--missing`` trains only what
-the last report lacks.
+The same network, data, order of the batches (another with noise, drawn beside it, from the second epoch on)
+and optimiser (AdamW, peak rate 5e-3, cosine schedule, batch 20, one step ahead); what differs is which
+transforms may learn, and how fast. ``--inputs`` is the directory of neuraloperator's mini files
+``darcy_{train,test}_16.pt`` and ``burgers_{train,test}_16.pt``; without it those two are not trained.
+Resumable: a training that is done is not repeated, and ``--hours`` begins none after that time. Every start
+writes ``benchmarks/results/transform_ablation.*``: what it trained or found trained, and what the last report
+has besides; without its .json there is none. ``--missing`` trains only what the last report lacks.
 """
 
 import argparse
@@ -228,9 +228,10 @@ def report(results: dict[Case, Result], total: int) -> None:
     lines = [
         "# Which transforms learn, where it helps, and when",
         "",
-        "One network, one order of the batches, one optimiser for all rows of a table: see",
-        "`benchmarks/transforms/`. Relative L2 errors on held-out trajectories, mean ± standard deviation",
-        f"over seeds; n is their number. {len(results)} of {total} trainings are done. Seconds are those of",
+        "One network, one order of the batches (another with noise, from the second epoch on), one",
+        "optimiser for all rows of a table: see `benchmarks/transforms/`. Relative L2 errors on held-out",
+        "trajectories, mean ± standard deviation over seeds; n is their number. "
+        f"{len(results)} of {total} trainings are done. Seconds are those of",
         "one CPU thread in training. *To the FNO's error*: seconds after which the rollout error is first as",
         "low as the lowest of the fixed transforms. *Against fixed*: over the seeds that both have, perhaps",
         "fewer than n. Reproduce: `make ablation`.",

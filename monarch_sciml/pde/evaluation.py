@@ -1,6 +1,5 @@
 """Evaluation: exported models → one-step and rollout errors, spectra → JSON, Markdown table, plots."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from monarch_sciml.pde.metrics import energy_spectrum
 from monarch_sciml.pde.models import FramePredictor, count_parameters
 from monarch_sciml.pde.recipe import TrainConfig, chosen, loaded, split
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
-from monarch_sciml.training import is_finished, read_config, read_json, use_paths, write_json
+from monarch_sciml.training import is_finished, last_row, read_config, read_json, use_paths, write_json
 from monarch_sciml.training.export import CONFIG, WEIGHTS
 from monarch_sciml.training.files import whole_files
 
@@ -275,7 +274,7 @@ def _evaluation(
         grid=held_out.grid,
         parameters=count_parameters(model),
         epochs=None if alone else settings.epochs,
-        train_seconds=None if alone else _training_seconds(run / "metrics.csv"),
+        train_seconds=None if alone else last_row(run)["seconds"],
         trajectories=len(held_out),
         one_step=steps.mean().item(),
         rollout=blocks.mean().item(),
@@ -287,16 +286,6 @@ def _evaluation(
         true_spectrum=true,
     )
     return result, examples[0]
-
-
-def _training_seconds(table: Path) -> float:
-    try:
-        *_, last = csv.DictReader(table.read_text().splitlines())
-        return float(last["seconds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:  # the last: a row that was cut off
-        raise InputError(
-            f"the table of a training, {table}", f"{error}", "restore it or train anew"
-        ) from None
 
 
 def markdown_table(results: Sequence[Evaluation]) -> str:

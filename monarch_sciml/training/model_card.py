@@ -5,7 +5,6 @@ It names no paths, and of files only what ``About.data`` returns: a card is mean
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,8 +15,7 @@ from typing import Any
 from torch import nn
 
 from monarch_sciml import __version__
-from monarch_sciml.errors import InputError
-from monarch_sciml.training.run import read_config, read_json
+from monarch_sciml.training.run import last_row, read_config, read_json
 
 __all__ = ["About", "count", "count_parameters", "model_card"]
 
@@ -71,7 +69,7 @@ def model_card(about: About, *, source: str, run: Path | None, license: str) -> 
     if run is not None:
         settings, options, data, environment = _record(run)
         described = {key: _plain(value) for key, value in about.data(settings, data).items()}
-        row = _last_row(run / "metrics.csv")
+        row = last_row(run)
         figures = [
             {"type": kind, "name": name, "value": value}
             for column, (kind, name) in about.metrics.items()
@@ -135,15 +133,6 @@ def _record(run: Path) -> tuple[dict[str, Any], str, dict[str, Any], dict[str, A
         part if isinstance(part := content.get(key), dict) else {} for key in ("data", "environment")
     )
     return settings, str(content.get("options", "…")), data, environment
-
-
-def _last_row(table: Path) -> dict[str, float]:
-    try:
-        *_, last = csv.DictReader(table.read_text().splitlines())
-        return {"epoch": 0, "seconds": 0} | {name: float(value) for name, value in last.items()}
-    except (OSError, ValueError, TypeError) as error:  # the last: a row that was cut off
-        expected = f"the table of a training, {table}"
-        raise InputError(expected, f"{error}", "restore it or train anew") from None
 
 
 def _plain(text: str) -> str:

@@ -4,6 +4,7 @@
 when the training is complete).
 """
 
+import csv
 import dataclasses
 import json
 import platform
@@ -177,6 +178,19 @@ def check_device(device: str) -> None:
 def is_finished(out: Path) -> bool:
     """Whether the training in this directory ran to its end: the exported model is the last thing written."""
     return (out / "model" / "config.json").exists()
+
+
+def last_row(run: Path) -> dict[str, float]:
+    """The last row of ``metrics.csv`` of a run. Raises ``InputError`` if there is none, or no table."""
+    table = run / "metrics.csv"
+    try:
+        *_, last = csv.DictReader(table.read_text().splitlines())
+        if not {"epoch", "seconds"} <= last.keys():
+            raise ValueError(f"columns {', '.join(map(str, last))}")
+        return {name: float(value) for name, value in last.items()}
+    except (OSError, ValueError, TypeError) as error:  # the last: a row that was cut off
+        expected = f"the table of a training, {table}"
+        raise InputError(expected, f"{error}", "restore it or train anew") from None
 
 
 def environment(device: str = "auto") -> dict[str, Any]:
