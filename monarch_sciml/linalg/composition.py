@@ -32,13 +32,13 @@ class Selection(LinearOperator):
         if kept.unique().numel() < kept.numel():
             raise InputError("every entry of x at most once", "an index that comes twice", "remove one")
         super().__init__((len(index),), (n,))
-        self.index = index
+        self.index, self.has_gaps = index, kept.numel() < index.numel()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Select from the last dimension."""
         check_last(x, self.shape[1])
         y = x[..., self.index.clamp(min=0)]
-        return y * (self.index >= 0).to(y.dtype) if (self.index < 0).any() else y
+        return y * (self.index >= 0).to(y.dtype) if self.has_gaps else y
 
     @property
     def H(self) -> Selection:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from numbers import Number
-from typing import overload
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ __all__ = ["LinearOperator", "Product", "Scaled", "Sum", "check_last"]
 
 
 class LinearOperator(ABC):
-    """A linear map with ``@``, ``+``, ``-``, scalar ``*``, ``.H`` and ``.to_dense()``.
+    """A linear map with ``@``, ``+``, ``-``, scalar ``*``, ``.H``, ``.to_dense()`` and ``.to(device)``.
 
     ``A(x)`` acts on the last dimensions of ``x`` (..., *domain) and returns (..., *codomain). For most
     operators these are vectors, domain (n,) and codomain (m,); images have domains like (H, W).
@@ -98,9 +99,20 @@ class LinearOperator(ABC):
     def __sub__(self, other: LinearOperator) -> LinearOperator:
         return self + -other
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same operator with all that it holds on ``device``."""
+        moved = copy.copy(self)
+        vars(moved).update({name: _moved(value, device) for name, value in vars(self).items()})
+        return moved
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its numbers are; None for an operator that holds none and works anywhere."""
+        return _device(tuple(vars(self).values()))
+
     def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """The matrix (m, n), by applying the operator to the identity: O(n²) memory and n applications."""
-        columns = torch.eye(self.shape[1], dtype=dtype).unflatten(1, self.domain)
+        columns = torch.eye(self.shape[1], dtype=dtype, device=self.device).unflatten(1, self.domain)
         return self(columns).flatten(-len(self.codomain)).mT
 
     def __repr__(self) -> str:
@@ -170,6 +182,18 @@ class Scaled(LinearOperator):
         """The adjoint, times the conjugate scalar."""
         scalar = self.scalar
         return (scalar.conj() if isinstance(scalar, Tensor) else scalar.conjugate()) * self.A.H
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_moved(v, device) for v in value)
+    return value.to(device) if isinstance(value, Tensor | LinearOperator) else value
+
+
+def _device(value: Any) -> torch.device | None:
+    if isinstance(value, tuple):
+        return next(filter(None, map(_device, value)), None)
+    return value.device if isinstance(value, Tensor | LinearOperator) else None
 
 
 def check_last(x: Tensor, n: int) -> None:

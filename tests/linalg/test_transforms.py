@@ -9,7 +9,15 @@ from torch import fft
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monarch_sciml import InputError, dft, truncated_dft
-from monarch_sciml.linalg import balanced_factors, interpolation
+from monarch_sciml.linalg import (
+    FactoredTransform,
+    FourierTransform,
+    balanced_factors,
+    circulant,
+    dct,
+    fourier_factors,
+    interpolation,
+)
 
 SIZES = [*range(1, 129), 360, 372, 640, 1000]
 COMPLEX = torch.complex128
@@ -155,3 +163,24 @@ def test_errors_name_the_remedy():
         dft(0)
     with pytest.raises(InputError, match="norm 'backward', 'ortho' or 'forward'; found 'unitary'"):
         dft(8, norm="unitary")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "A",
+    [
+        dft(12),
+        dct(10),
+        circulant(torch.arange(7.0)),
+        2 * dft(6) + dft(6).H,
+        torch.tensor(2.0) * dft(3),
+        FactoredTransform(fourier_factors(6, 6, 0), fourier_factors(4, 4, 0)),
+    ],
+    ids=lambda A: type(A).__name__,
+)
+def test_an_operator_moves_with_all_it_holds(A):
+    moved = A.to("meta")
+    assert (A.device, moved.device) == (torch.device("cpu"), torch.device("meta"))
+    assert moved.to_dense(torch.complex128).is_meta
+    assert moved(torch.empty(2, *A.domain, dtype=torch.complex128, device="meta")).is_meta
+    assert torch.equal(A.to("cpu").to_dense(torch.complex128), A.to_dense(torch.complex128))
+    assert FourierTransform((4,)).device is None
