@@ -200,10 +200,8 @@ def tables(scale: Scale) -> Tables:
         rows = [row("fno", viscosity, "B", **base), row("fno-monarch", viscosity, "B", **gentle)]
         return rows + for_as_long("fno-monarch", viscosity, "B", as_long_as=as_long_as, **gentle)
 
-    def fine_modes(viscosity: str) -> tuple[int, ...]:
-        return scale.fine_modes[0 if viscosity == "1e-5" else -1 :]
-
     def on_all_points(viscosity: str, modes: int) -> list[list[Case]]:
+        """FNO and FNO-Monarch after as many epochs; with the original's modes after as much time, too."""
         base: dict[str, Any] = {"every": 1, "modes": modes}
         rows = [row(model, viscosity, "B", **base) for model in BOTH]
         if modes == scale.fine_modes[-1]:
@@ -226,7 +224,12 @@ def tables(scale: Scale) -> Tables:
         "modes": [r for m in scale.many_modes for r in operators("1e-3", "B", RATE, modes=m)]
         + [r for v in ("1e-4", "1e-5") for r in gently(v, modes=scale.many_modes[-1])],
         # 32 × 32 points do not hold what happens at the lowest viscosity
-        "grid": [r for v in SOLVERS for m in fine_modes(v) for r in on_all_points(v, m)],
+        "grid": [
+            r
+            for v in SOLVERS
+            for m in (scale.fine_modes if v == "1e-5" else scale.fine_modes[-1:])
+            for r in on_all_points(v, m)
+        ],
         "rates-grid": gently("1e-5", "grid", every=1) if scale.fine_modes else [],
         # a hundred trajectories are few, but each is as many as there are symmetries
         "symmetries": [

@@ -11,6 +11,7 @@ import re
 import tempfile
 import textwrap
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -34,7 +35,7 @@ DEEPEST = {"layers": 1000, "cascades": 1000, "pools": 10}
 T = TypeVar("T")
 
 
-class Pretrained(nn.Module):
+class Pretrained(nn.Module, ABC):
     """A network that is known by its settings: what subclasses need to be saved, loaded and shared.
 
     They have ``config``, a frozen dataclass, and define ``from_config``, ``about``, and ``trained`` if the
@@ -44,13 +45,13 @@ class Pretrained(nn.Module):
     config: Any
 
     @classmethod
+    @abstractmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """A new model of these settings. Raises ``InputError`` for settings that make none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def about(self) -> About:
         """What the model card says of it."""
-        raise NotImplementedError
 
     @property
     def trained(self) -> nn.Module:
