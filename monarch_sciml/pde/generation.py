@@ -8,7 +8,6 @@ reading one frame or one trajectory touches only its own bytes.
 
 import dataclasses
 import errno
-import fcntl
 import json
 import math
 import os
@@ -29,7 +28,7 @@ from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.navier_stokes import gaussian_random_field, solve_navier_stokes
 from monarch_sciml.training.distributed import local_device, world
-from monarch_sciml.training.files import whole_file
+from monarch_sciml.training.files import lock, whole_file
 
 __all__ = ["LAYOUT", "GenerateConfig", "generate"]
 
@@ -225,8 +224,7 @@ def _open_partial(path: Path, config: GenerateConfig) -> Iterator[h5py.File]:
     """
     partial = _partial(path)
     with open(partial, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666)) as stream:
-        with _where_there_are_locks():
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(stream.fileno())
         if not partial.exists() or not os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
             raise BlockingIOError  # it was finished between opening and locking
         if path.exists():  # or before that, and what is locked is a new one
@@ -241,17 +239,6 @@ def _open_partial(path: Path, config: GenerateConfig) -> Iterator[h5py.File]:
         with h5py.File(stream, "r+") as file:
             _check_config(file, partial, config)
             yield file
-
-
-@contextmanager
-def _where_there_are_locks() -> Iterator[None]:
-    """Inside, a lock that the file system does not know is done without."""
-    try:
-        yield
-    except BlockingIOError:
-        raise
-    except OSError:
-        pass
 
 
 def _finished(stream: BinaryIO) -> int | None:

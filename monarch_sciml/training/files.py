@@ -1,5 +1,6 @@
-"""Files that are whole or not there at all: written beside their place, then renamed."""
+"""Files that are whole or not there at all: written beside their place, then renamed; one writer at a time."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from monarch_sciml.errors import InputError
 from monarch_sciml.training.distributed import world
 
-__all__ = ["whole_file", "whole_files"]
+__all__ = ["lock", "whole_file", "whole_files"]
 
 
 @contextmanager
@@ -59,6 +60,19 @@ def whole_files(folder: Path) -> Iterator[Path]:
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def lock(descriptor: int) -> None:
+    """Hold the file or folder until it is closed or the process ends; ``BlockingIOError`` if another does.
+
+    A lock that the file system does not know is done without.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
 
 
 def _to_disk(path: Path) -> None:

@@ -7,7 +7,6 @@ batch is what one step of the optimiser sees in total: several processes share i
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import warnings
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from monarch_sciml.errors import InputError
 from monarch_sciml.training.batches import Batches, Draw, Order, seeded_generator
 from monarch_sciml.training.distributed import joined, together, world
+from monarch_sciml.training.files import lock
 from monarch_sciml.training.interruption import Interruption
 from monarch_sciml.training.record import Interrupted, Record, cannot_write
 
@@ -178,26 +178,24 @@ def fit(
 @contextlib.contextmanager
 def _alone_in(run: Path) -> Iterator[None]:
     """Two trainings would replace each other's files; what a killed one held is free again."""
-    lock = together(lambda: _lock(run) if world()[0] == 0 else None)
+    held = together(lambda: _locked(run) if world()[0] == 0 else None)
     try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
 
 
-def _lock(folder: Path) -> int:
-    """The descriptor that holds it. Raises ``InputError`` if another process has one."""
-    lock = os.open(folder, os.O_RDONLY)
+def _locked(folder: Path) -> int:
+    """The descriptor that holds the lock. Raises ``InputError`` if another process has one."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor)
     except BlockingIOError:
-        os.close(lock)
+        os.close(descriptor)
         remedy = "wait for it, or choose another --out"
         raise InputError(f"{folder} to be free", "that another process is training in it", remedy) from None
-    except OSError:  # a file system that does not know locks is used without
-        pass
-    return lock
+    return descriptor
 
 
 def _where(device: str, record: Record) -> dict[str, Any]:
