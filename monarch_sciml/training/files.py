@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all: written beside their place, then renamed; one writer at a time."""
+"""Files that are whole or not there: written beside their place, then renamed. One writer at a time."""
 
 import fcntl
 import os
