@@ -16,13 +16,13 @@ from monarch_sciml.kernels.native.build import call, library
 __all__ = ["spectral_convolution"]
 
 
-MATRICES = (1, 2, 4, 5)  # among the operands: Wa, Ea, Es, Ws
+MATRICES = (1, 2, 4, 5)  # among the operands: Wa, Ea, Es, Vs
 
 
-def _sizes(x: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> tuple[int, ...]:
+def _sizes(x: Tensor, weight: Tensor, Es: Tensor, Vs: Tensor) -> tuple[int, ...]:
     B, Ci, H, W = x.shape
     mh, mw, _, Co, _ = weight.shape
-    return B, Ci, Co, H, W, mh, mw, Es.shape[1], Ws.shape[0], torch.get_num_threads()
+    return B, Ci, Co, H, W, mh, mw, Es.shape[1], Vs.shape[1], torch.get_num_threads()
 
 
 def _lanes(C: int) -> int:
@@ -31,8 +31,8 @@ def _lanes(C: int) -> int:
     return -(-C // n) * n
 
 
-def _output(x: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor) -> Tensor:
-    return memory.empty((x.shape[0], weight.shape[3], Es.shape[1], Ws.shape[0]), x)
+def _output(x: Tensor, weight: Tensor, Es: Tensor, Vs: Tensor) -> Tensor:
+    return memory.empty((x.shape[0], weight.shape[3], Es.shape[1], Vs.shape[1]), x)
 
 
 def _workspace(x: Tensor, weight: Tensor, strips: bool) -> list[Tensor]:
@@ -50,19 +50,19 @@ def _spectral(
     Ea: Tensor,
     weight: Tensor,
     Es: Tensor,
-    Ws: Tensor,
+    Vs: Tensor,
     bias: Tensor | None,
     strips: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y = _output(x, weight, Es, Ws)
+    y = _output(x, weight, Es, Vs)
     T, Z, Y = _workspace(x, weight, strips)
-    call("spectral_forward", _sizes(x, weight, Es, Ws), x, Wa, Ea, weight, Es, Ws, bias, y, T, Z, Y)
+    call("spectral_forward", _sizes(x, weight, Es, Vs), x, Wa, Ea, weight, Es, Vs, bias, y, T, Z, Y)
     return y, T, Z, Y
 
 
 @_spectral.register_fake
-def _(x, Wa, Ea, weight, Es, Ws, bias, strips):
-    return _output(x, weight, Es, Ws), *_workspace(x, weight, strips)
+def _(x, Wa, Ea, weight, Es, Vs, bias, strips):
+    return _output(x, weight, Es, Vs), *_workspace(x, weight, strips)
 
 
 @torch.library.custom_op("monarch_sciml::spectral_backward", mutates_args=(), device_types="cpu")
@@ -73,31 +73,31 @@ def _backward(
     Ea: Tensor,
     weight: Tensor,
     Es: Tensor,
-    Ws: Tensor,
+    Vs: Tensor,
     T: Tensor,
     Z: Tensor,
     Y: Tensor,
     needs: list[bool],
 ) -> list[Tensor]:
-    grads = _gradients(x, Wa, Ea, weight, Es, Ws, needs)
+    grads = _gradients(x, Wa, Ea, weight, Es, Vs, needs)
     scratch = memory.empty_like(max(Z, Y, key=torch.numel))
-    operands = (grad, x, Wa, Ea, weight, Es, Ws, T, Z, Y, scratch, *grads)
-    call("spectral_backward", _sizes(x, weight, Es, Ws), *operands)
+    operands = (grad, x, Wa, Ea, weight, Es, Vs, T, Z, Y, scratch, *grads)
+    call("spectral_backward", _sizes(x, weight, Es, Vs), *operands)
     return grads
 
 
 @_backward.register_fake
-def _(grad, x, Wa, Ea, weight, Es, Ws, T, Z, Y, needs):
-    return _gradients(x, Wa, Ea, weight, Es, Ws, needs)
+def _(grad, x, Wa, Ea, weight, Es, Vs, T, Z, Y, needs):
+    return _gradients(x, Wa, Ea, weight, Es, Vs, needs)
 
 
 def _gradients(
-    x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor, needs: list[bool]
+    x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Vs: Tensor, needs: list[bool]
 ) -> list[Tensor]:
     """Memory for the gradients, empty where none is needed; those of matrices and bias are summed up."""
     written, bias = (x, weight), x.new_empty(weight.shape[3])
     grads = []
-    for t, need in zip((x, Wa, Ea, weight, Es, Ws, bias), needs, strict=True):
+    for t, need in zip((x, Wa, Ea, weight, Es, Vs, bias), needs, strict=True):
         make = memory.empty_like if any(t is w for w in written) else torch.zeros_like
         grads.append(make(t) if need else t.new_empty(0))
     return grads
@@ -127,11 +127,10 @@ _spectral.register_autograd(_differentiate, setup_context=_save)
 
 
 def _plain(
-    x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Ws: Tensor, bias: Tensor | None
+    x: Tensor, Wa: Tensor, Ea: Tensor, weight: Tensor, Es: Tensor, Vs: Tensor, bias: Tensor | None
 ) -> Tensor:
     path = reference if only_torch() else gemm
-    V = torch.stack((Ws[:, 0], -Ws[:, 1]))
-    y = path.spectral_convolution(x, [Ea, Wa], weight, [Es, V])
+    y = path.spectral_convolution(x, [Ea, Wa], weight, [Es, Vs])
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -148,9 +147,7 @@ def spectral_convolution(
     and of what lies between, kept for the backward pass are the modes and the input with one axis
     transformed, the latter only if a transform is differentiated.
     """
-    (Ea, Wa), (Es, V) = analysis, synthesis
-    # the real part of a product: [Vr, −Vi] in one matrix
-    Ws = torch.stack((V[0], -V[1]), dim=1)
-    inputs = [t.contiguous() for t in (x, Wa, Ea, weight, Es, Ws)]
-    strips = torch.is_grad_enabled() and any(t.requires_grad for t in (Wa, Ea, Es, V))
+    (Ea, Wa), (Es, Vs) = analysis, synthesis
+    inputs = [t.contiguous() for t in (x, Wa, Ea, weight, Es, Vs)]
+    strips = torch.is_grad_enabled() and any(t.requires_grad for t in (Wa, Ea, Es, Vs))
     return torch.ops.monarch_sciml.spectral(*inputs, None if bias is None else bias.contiguous(), strips)[0]

@@ -40,14 +40,24 @@ Buffer transposed(const float* A, size m, size n) {
     return out;
 }
 
+// The real part of a product with V, given by its planes (2, m, n), as one matrix [Vr, −Vi]: (m, part, n)
+Buffer real_part(const float* V, size m, size n) {
+    Buffer out(2 * m * n);
+    for (size i = 0; i < m; i++)
+        for (size j = 0; j < n; j++) {
+            out[2 * i * n + j] = V[i * n + j];
+            out[(2 * i + 1) * n + j] = -V[(m + i) * n + j];
+        }
+    return out;
+}
+
 // Rows of an image (C, H, W), LANES channels: out (W, rows, lane). Adds the sum over the image to `sum`.
 void to_lanes(const Axes& a, const float* image, size channels, size h, size rows, float* out, vec* sum) {
     for (size r = 0; r < rows; r++)
         for (size w = 0; w < a.W; w += LANES) {
             const size n = a.W - w < LANES ? a.W - w : LANES;
             if (h + r + BLOCK < a.H)  // what the next call reads: planes are too far apart for the hardware to see
-                for (size c = 0; c < channels; c++)
-                    __builtin_prefetch(image + (c * a.H + h + r + BLOCK) * a.W + w);
+                for (size c = 0; c < channels; c++) prefetch(image + (c * a.H + h + r + BLOCK) * a.W + w, 1);
             transpose(image + (h + r) * a.W + w, a.H * a.W, channels, n, out + (w * BLOCK + r) * LANES,
                 BLOCK * LANES);
         }
@@ -95,19 +105,30 @@ void synthesise_rows(
 // D (2·mw, W) += Σ over rows and channels of T · x: the gradient of the matrix of the last axis
 void row_gradient(
     const Axes& a, const float* T, const float* image, size channels, float* D, float* scratch) {
+    constexpr size WIDTH = VECTORS * LANES, TILE = BLOCK * LANES * WIDTH;  // what one tile of D takes of the rows
     const size pitch = padded(a.W);
     for (size h = 0; h < a.H; h += BLOCK) {
         const size rows = a.H - h < BLOCK ? a.H - h : BLOCK;
         for (size r = 0; r < rows; r++)
             for (size c = 0; c < channels; c++) {
-                float* to = scratch + (r * LANES + c) * pitch;
-                memcpy(to, image + (c * a.H + h + r) * a.W, a.W * sizeof(float));
-                memset(to + a.W, 0, (pitch - a.W) * sizeof(float));
+                const float* from = image + (c * a.H + h + r) * a.W;
+                float* to = scratch + (r * LANES + c) * WIDTH;
+                if (h + r + BLOCK < a.H) prefetch(from + BLOCK * a.W, a.W);
+                for (size w = 0; w < a.W; w += LANES) {
+                    float* at = to + w / WIDTH * TILE + w % WIDTH;
+                    if (a.W - w < LANES) {
+                        store(at, vec{});
+                        memcpy(at, from + w, (a.W - w) * sizeof(float));
+                    } else
+                        store(at, load(from + w));
+                }
             }
-        multiply(
-            a.columns(), channels, rows, pitch / LANES,
-            {T + h * a.columns() * LANES, LANES, 1, a.columns() * LANES},
-            {scratch, LANES, pitch, LANES * pitch}, D, [=](size r) { return r * pitch; }, LANES, true);
+        for (size w = 0; w < pitch; w += WIDTH)
+            multiply(
+                a.columns(), channels, rows, (pitch - w < WIDTH ? pitch - w : WIDTH) / LANES,
+                {T + h * a.columns() * LANES, LANES, 1, a.columns() * LANES},
+                {scratch + w / WIDTH * TILE, LANES, WIDTH, LANES * WIDTH}, D + w, [=](size r) { return r * pitch; },
+                LANES, true);
     }
 }
 
@@ -204,12 +225,18 @@ struct Gradients {
         : rows(a.columns() * padded(a.W)), columns(a.H * a.mh * 2 * LANES), analysis(analysis) {}
     bool analysis;
 
-    // columns: (mh, H) in analysis, (H, mh) in synthesis; rows: (2·mw, W) or its transpose
+    // columns: (2, mh, H) in analysis, (2, H, mh) in synthesis; rows: (2, mw, W), or (2, W, mw) as ``real_part``
     void add_to(const Axes& a, float* grad_columns, float* grad_rows) const {
         const size pitch = padded(a.W), n = a.H * a.mh;
-        for (size r = 0; r < a.columns(); r++)
-            for (size w = 0; w < a.W; w++)
-                grad_rows[analysis ? r * a.W + w : w * a.columns() + r] += rows[r * pitch + w];
+        for (size p = 0; p < 2; p++)
+            for (size l = 0; l < a.mw; l++)
+                for (size w = 0; w < a.W; w++) {
+                    const float sum = rows[(p * a.mw + l) * pitch + w];
+                    if (analysis)
+                        grad_rows[(p * a.mw + l) * a.W + w] += sum;
+                    else
+                        grad_rows[(p * a.W + w) * a.mw + l] += p ? -sum : sum;
+                }
         for (size e = 0; e < n; e++)
             for (size p = 0; p < 2; p++) {
                 float sum = 0;
@@ -224,6 +251,6 @@ size channels_of(const Axes& a, size group) {
     return left < LANES ? left : LANES;
 }
 
-size scratch_size(const Axes& a) { return BLOCK * LANES * padded(a.W); }
+size scratch_size(const Axes& a) { return BLOCK * LANES * (padded(a.W) + (VECTORS - 1) * LANES); }
 
 }  // namespace

@@ -8,6 +8,9 @@
 #include <cstring>
 #include <utility>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -31,6 +34,10 @@ static inline vec keep(vec v) {
     asm("" : "+v"(v));
 #endif
     return v;
+}
+// Into the second level of the cache: rows of several planes, a power of two apart, push each other out of the first.
+static inline void prefetch(const float* p, size count) {
+    for (size i = 0; i < count; i += 16) __builtin_prefetch(p + i, 0, 2);
 }
 static inline size padded(size n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -220,6 +227,24 @@ static inline void untranspose(
     } else {
         for (int i = 0; i < rows; i++) memcpy(out + i * os, &t[i], columns * sizeof(float));
     }
+}
+
+static inline bool is_line(const float* p) { return reinterpret_cast<size_t>(p) % 64 == 0; }
+
+// Copy whole vectors to whole lines past the cache, which would read them before it writes them; for large results.
+static inline void stream(const float* from, size count, float* to) {
+#ifdef __AVX512F__
+    for (size i = 0; i < count; i += LANES) _mm512_stream_ps(to + i, reinterpret_cast<__m512>(load(from + i)));
+#else
+    memcpy(to, from, count * sizeof(float));
+#endif
+}
+
+// Before another thread reads what was streamed.
+static inline void end_of_stream() {
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
 }
 
 // Fresh memory is handed out page by page at first touch, which can cost more than what is computed. Pages of
