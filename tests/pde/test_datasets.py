@@ -74,18 +74,23 @@ def test_a_copy_sent_to_another_process_reads_the_same(any_file: Path) -> None:
     torch.testing.assert_close(pickle.loads(data)[0], before)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_loader_with_two_workers(any_file: Path, context: str) -> None:
-    if context == "spawn" and any_file.name != "seeds.h5":
-        pytest.skip("starting a process takes seconds: one file is enough")
-    if context not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"no {context} here")
-    dataset = TrajectoryDataset(any_file)
+def check_loader_with_two_workers(file: Path, context: str) -> None:
+    dataset = TrajectoryDataset(file)
     dataset[0]  # the parent has the file open when the workers are forked
     loader = DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=context)
     torch.testing.assert_close(torch.cat(list(loader)), torch.from_numpy(U)[:, :, None])
     torch.testing.assert_close(dataset[N - 1], torch.from_numpy(U[-1])[:, None])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_loader_with_two_forked_workers(any_file: Path) -> None:
+    check_loader_with_two_workers(any_file, "fork")
+
+
+@pytest.mark.parametrize("any_file", ["seeds.h5"], indirect=True)  # starting a process takes seconds
+def test_loader_with_two_spawned_workers(any_file: Path) -> None:
+    check_loader_with_two_workers(any_file, "spawn")
 
 
 def test_a_trajectory_may_be_changed_by_its_owner(any_file: Path) -> None:
