@@ -90,8 +90,9 @@ void spectral_backward(
     const Spectrum Y{const_cast<float*>(Ydata), s->B, s->Co, s->mw, s->Co};
     const Spectrum gZ{gYdata, s->B, s->Ci, s->mw, wide}, gY{gYdata, s->B, s->Co, s->mw, wide};
     if (grad_x) fresh(grad_x, s->B * s->Ci * s->H * s->W);
-    if (grad_weight) fresh(grad_weight, s->mh * s->mw * s->Ci * s->Co * 2);
-    const bool large = s->mh * s->mw * s->Ci * s->Co * 2 * sizeof(float) >= LARGE && is_line(grad_weight);
+    const size weights = s->mh * s->mw * s->Ci * s->Co * 2;
+    if (grad_weight) fresh(grad_weight, weights);
+    const bool large = weights * sizeof(float) >= LARGE && is_line(grad_weight);
     const Buffer EaT = entries(Ea, s->mh, s->H, true), EsT = entries(Es, s->oH, s->mh, true);
     const Buffer Esv = entries(Es, s->oH, s->mh, false);
     const Buffer WaT = transposed(Wa, 2 * s->mw, s->W);
