@@ -90,8 +90,8 @@ def _native(
 def check_factors(L: Tensor, R: Tensor) -> None:
     """Raises ``InputError`` unless L (..., J, S, K·T) and R (..., K, J·T, I) make a Monarch matrix."""
     if L.ndim >= 3 and R.ndim >= 3 and (J := L.shape[-3]) and (K := R.shape[-3]):
-        T, rest = divmod(L.shape[-1], K)
-        if T and not rest and R.shape[-2] == J * T:
+        T = L.shape[-1] // K  # torch.jit.trace makes tensors of sizes, which know no divmod
+        if T and L.shape[-1] == K * T and R.shape[-2] == J * T:
             return
     raise InputError(
         "factors L (..., J, S, K·T) and R (..., K, J·T, I)",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import check_factors, monarch_dense, monarch_multiply
+from monarch_sciml.linalg.caching import traced
 from monarch_sciml.linalg.operator import LinearOperator, check_last
 
 __all__ = ["MonarchMatrix", "StridePermutation"]
@@ -91,7 +92,7 @@ class MonarchMatrix(LinearOperator):
         b (n,) or (..., n, c), broadcast over a batch of matrices. Both factors must have square blocks,
         S = K·T and I = J·T. Costs ⅓·n·(S² + I²) multiply-adds for the factorisation, as many per column as
         M itself; the result is differentiable. Raises ``InputError`` for other blocks, another number of rows
-        or a block that is singular to working precision.
+        or a block that is singular to working precision; not looked at in ``torch.func`` and compiled.
         """
         (J, S, K, _), n = self._square_blocks("solve"), self.shape[1]
         if b.ndim == 0 or (b.shape[-2:-1] or b.shape) != (n,):
@@ -179,7 +180,7 @@ def _lu_solve(name: str, blocks: Tensor, b: Tensor) -> Tensor:
     noise = blocks.shape[-1] * torch.finfo(blocks.dtype).eps * blocks.detach().abs().amax((-2, -1))
     # written so that NaN is refused too
     singular = ~(smallest > noise)
-    if singular.any():
+    if not traced() and singular.any():  # nothing to decide by while somebody traces
         where = tuple(singular.nonzero()[0].tolist())
         raise InputError(
             "invertible blocks",

@@ -73,12 +73,13 @@ def density_compensated(
     return A.H(y / torch.where(density > 0, density, 1.0).pow(power).unsqueeze(-3))
 
 
-def sampling_density(patterns: Tensor, *, smoothing: float = 0.0) -> Tensor:
+def sampling_density(patterns: Array, *, smoothing: float = 0.0) -> Tensor:
     """Probability (1, W) or (H, W) of each point being measured: the mean of masks (n, 1 or H, W).
 
     ``smoothing`` is the standard deviation, in points, of the Gaussian that a mean of few masks, or the only
     one there is, is smoothed with.
     """
+    patterns = as_tensor(patterns, "masks")
     if patterns.ndim != 3:
         raise InputError("masks (n, 1, W) or (n, H, W)", f"{tuple(patterns.shape)}", "stack them")
     from scipy.ndimage import gaussian_filter

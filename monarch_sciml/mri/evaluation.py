@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.mri.formats import single_attributes
 from monarch_sciml.mri.metrics import center_crop, per_slice, scores, summarise
 from monarch_sciml.mri.reports import cell
 from monarch_sciml.training import use_paths, write_json
@@ -24,6 +25,8 @@ __all__ = ["EvaluateConfig", "VolumeScores", "evaluate", "markdown_table"]
 TARGETS = ("reconstruction_esc", "reconstruction_rss")  # single-coil files have both: theirs is the first
 PREDICTION = "reconstruction"
 NOTICE = "Research use only, not for clinical use."
+DESCRIBED_BY = {"acquisition": str, "acceleration": float, "asked_acceleration": float}
+"""The attributes by which volumes are chosen."""
 NEAR = 0.1  # of an acceleration: what becomes of a mask is not exactly what was asked for
 
 
@@ -275,11 +278,8 @@ def _is_rate(attributes: Mapping[str, Any], wanted: float) -> bool:
 def _attributes(path: Path) -> dict[str, Any]:
     """``acquisition`` as text and accelerations as numbers, where the file has them."""
     with _reading(path) as file:
-        names = ("acquisition", "acceleration", "asked_acceleration")
-        found: dict[str, Any] = {name: file.attrs[name] for name in names if name in file.attrs}
-        if isinstance(found.get("acquisition"), bytes):
-            found["acquisition"] = found["acquisition"].decode()
-        return found | {name: float(found[name]) for name in names[1:] if name in found}
+        found = single_attributes(file)
+        return {name: kind(found[name]) for name, kind in DESCRIBED_BY.items() if name in found}
 
 
 @contextmanager

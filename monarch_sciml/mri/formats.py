@@ -17,7 +17,7 @@ from monarch_sciml.mri import bart
 from monarch_sciml.mri.header import Header, parse_header
 from monarch_sciml.mri.ismrmrd import assemble
 
-__all__ = ["KSpaceFile", "open_kspace"]
+__all__ = ["KSpaceFile", "open_kspace", "single_attributes"]
 
 Format = Literal["fastmri", "ismrmrd", "bart", "npy"]
 Read = Callable[[int], np.ndarray]
@@ -29,9 +29,10 @@ MOST_COILS = 64  # of most scanners
 class KSpaceFile:
     """The Cartesian k-space of one file; ``file[i]`` is slice i, complex64 (coils, H, W).
 
-    Zero frequency lies at H // 2, W // 2. Only the slice asked for is read. At most one handle is open; it
-    is opened again in a process of its own (a DataLoader worker, say) and after :meth:`close`, so that the
-    object can be pickled and kept.
+    ``file[i:j]`` are several, (j − i, coils, H, W), and ``file[:]`` is all of them. Zero frequency lies at
+    H // 2, W // 2. Only what is asked for is read. At most one handle is open; it is opened again in a
+    process of its own (a DataLoader worker, say) and after :meth:`close`, so that the object can be pickled
+    and kept.
 
     ============ ==================================================================== =====================
     format       content                                                              H, W
@@ -73,7 +74,13 @@ class KSpaceFile:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int | slice) -> np.ndarray:
+        if isinstance(index, slice):
+            chosen = range(len(self))[index]
+            several = np.empty((len(chosen), *self.shape[1:]), np.complex64)
+            for i, one in enumerate(chosen):
+                several[i] = self[one]
+            return several
         index = range(len(self))[index]  # negative counts from the end; outside raises IndexError
         return self._read(self._opened().read, index, np.complex64, "k-space")
 
@@ -255,7 +262,7 @@ def _fastmri(path: Path, file: h5py.File, header: bool) -> _Content:
         close=file.close,
         header=about,
         mask=mask,
-        attributes=_attributes(file),
+        attributes=single_attributes(file),
         target=None if target is None else lambda i: target[i],
         arrays=(kspace,) if target is None else (kspace, target),
     )
@@ -316,7 +323,7 @@ def _ismrmrd(path: Path, file: h5py.File, name: str) -> _Content:
     header = _header(path, file[f"{name}/xml"], "repair it: the positions of the lines follow from it")
     shape, read = assemble(path.name, file[f"{name}/data"], header)
     return _Content(
-        "ismrmrd", path, shape, shape[1] > 1, read, file.close, header, attributes=_attributes(file)
+        "ismrmrd", path, shape, shape[1] > 1, read, file.close, header, attributes=single_attributes(file)
     )
 
 
@@ -344,7 +351,7 @@ def _misread(slices: int, coils: int, h: int, w: int) -> bool:
     return coils > max(w, min(MOST_COILS, 2 * w))
 
 
-def _attributes(file: h5py.File) -> dict[str, str | float | int]:
+def single_attributes(file: h5py.File) -> dict[str, str | float | int]:
     """The single numbers and strings among the attributes, as ordinary Python values."""
     found = {}
     for name, value in file.attrs.items():

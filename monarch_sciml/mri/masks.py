@@ -29,6 +29,7 @@ __all__ = [
     "find_acs",
     "load_mask",
     "mask_from_kspace",
+    "mask_from_pattern",
     "measured_columns",
     "volume_seed",
     "within",
@@ -242,7 +243,7 @@ def mask_from_kspace(kspace: Array) -> Mask:
     active = sampled[rows]
     # gaps between rows are undersampling, along the other axis; rows missing at an edge are a short echo
     same = (active == active[0]).all() and len(rows) == rows[-1] - rows[0] + 1
-    return _mask(active[:1] if same else sampled, array.shape[-2])
+    return mask_from_pattern(active[:1] if same else sampled, array.shape[-2])
 
 
 def measured_columns(mask: Mask) -> tuple[int, int] | None:
@@ -307,11 +308,11 @@ def load_mask(path: Path, shape: tuple[int, int]) -> Mask:
             f"{values.shape}",
             "transpose it" if values.shape in ((width, height), (width, 1)) else "make one for this k-space",
         )
-    return _mask(np.atleast_2d(values != 0), height)
+    return mask_from_pattern(np.atleast_2d(values != 0), height)
 
 
-def _mask(pattern: np.ndarray, height: int) -> Mask:
-    """A mask whose centre is not known but found."""
+def mask_from_pattern(pattern: np.ndarray, height: int) -> Mask:
+    """The mask of a pattern (1, W) or (H, W), bool, whose fully sampled centre is found."""
     rows, columns = find_acs(tensor := torch.from_numpy(pattern.copy()))
     return Mask(tensor, (height if len(pattern) == 1 and rows else rows, columns))
 

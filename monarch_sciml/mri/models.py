@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FactoredTransform, LinearOperator, SeparableTransform
+from monarch_sciml.mri.inputs import check_choices, check_data
 from monarch_sciml.mri.operators import Sampling, Sensitivity, conjugate_gradients, encoding, normalise
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
@@ -45,18 +46,9 @@ CASCADES = {kind: 8 if kind == "msense" else 4 for kind in KINDS}
 STEP, MOMENTUM = 2.2, 0.5  # of mSENSE
 
 
-def check_precision(network: nn.Module, *data: Tensor) -> None:
-    """Raises ``InputError`` for k-space and maps of another precision than the weights."""
-    wanted = next(network.parameters()).dtype.to_complex()
-    if other := [t.dtype for t in data if t.dtype != wanted]:
-        expected, found = (str(dtype).removeprefix("torch.") for dtype in (wanted, other[0]))
-        remedy = f"convert k-space and maps: .to(torch.{expected})"
-        raise InputError(f"k-space and maps of {expected}, as the weights", found, remedy)
-
-
 def scanner(network: nn.Module, kspace: Tensor, pattern: Tensor, maps: Tensor) -> LinearOperator:
     """A = Sampling @ F @ Sensitivity, for data that the network can take; else raises ``InputError``."""
-    check_precision(network, kspace, maps)
+    check_data(network, kspace, maps)
     return encoding(maps, pattern)
 
 
@@ -227,7 +219,7 @@ class LearnedMaps(nn.Module):
 
     def forward(self, kspace: Tensor, pattern: Tensor, maps: Tensor) -> Tensor:
         """As ``model``."""
-        check_precision(self, kspace, maps)
+        check_data(self, kspace, maps)
         refined = self.refinement(maps.flatten(0, 1)).view_as(maps)
         maps = maps + refined * support(maps).unsqueeze(-3)
         return self.model(kspace, pattern, maps / root_sum_of_squares(maps).clamp_min(1e-12).unsqueeze(-3))
@@ -270,14 +262,15 @@ class ModelConfig:
     maps: Literal["espirit", "low-resolution", "learned"] = "espirit"
     """The coil maps that the model is trained with: estimated, or refined by a network of its own."""
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
     def build(self) -> nn.Module:
         """A new network, randomly initialised; learned transforms start as Fourier transforms."""
         model = self._model()
         return LearnedMaps(model) if self.maps == "learned" else model
 
     def _model(self) -> nn.Module:
-        if self.kind not in KINDS:
-            raise InputError(f"a model among {', '.join(KINDS)}", repr(self.kind), "check config.json")
         monarch = self.kind.endswith("-monarch")
         match self.kind.removesuffix("-monarch"):
             case "unet":

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.mri.inputs import Array, as_tensor
 from monarch_sciml.training import plots
 from monarch_sciml.training.plots import new_figure, save_figure
 
@@ -25,8 +26,8 @@ FORMATS = {"nmse": ("NMSE", "{:.4f}"), "psnr": ("PSNR", "{:.2f} dB"), "ssim": ("
 
 def save_comparison(
     path: Path,
-    target: Tensor | None,
-    images: Mapping[str, Tensor],
+    target: Array | None,
+    images: Mapping[str, Array],
     *,
     scores: Mapping[str, Mapping[str, float]] | None = None,
     error_scale: float = 5.0,
@@ -99,7 +100,8 @@ def _score_lines(scores: Mapping[str, float]) -> str:
     )
 
 
-def _magnitude(name: str, image: Tensor) -> NDArray:
+def _magnitude(name: str, image: Array) -> NDArray:
+    image = as_tensor(image, name)
     if image.ndim != 2:
         raise InputError(f"one slice (H, W) as {name}", f"shape {tuple(image.shape)}", "choose a slice")
     values = image.detach().abs().double().cpu().numpy()

@@ -19,6 +19,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform
 from monarch_sciml.mri.classical import sampling_density
 from monarch_sciml.mri.datasets import Slice, SliceDataset, list_files
+from monarch_sciml.mri.inputs import check_choices
 from monarch_sciml.mri.masks import (
     Mask,
     MaskConfig,
@@ -190,6 +191,7 @@ def train(config: TrainConfig) -> Path:
     with a target of zeros, are left out, and a warning says which. Raises ``InputError``, and
     ``KeyboardInterrupt`` when interrupted.
     """
+    check_choices(config)
     if config.devices > 1 and world()[1] == 1:
         together(check_run, config.out, config, resume=config.resume)
         return launch(train, config, config.devices)

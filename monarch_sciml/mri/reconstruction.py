@@ -20,6 +20,7 @@ from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.formats import KSpaceFile, open_kspace
 from monarch_sciml.mri.given_maps import GivenMaps
+from monarch_sciml.mri.inputs import check_choices
 from monarch_sciml.mri.masks import Mask, MaskConfig, MaskOptions, find_acs, volume_seed
 from monarch_sciml.mri.methods import REGULARISED, Method, MethodName, classical_method, trained_method
 from monarch_sciml.mri.metrics import scores
@@ -90,6 +91,7 @@ class ReconstructConfig:
         files = (self.files,) if isinstance(self.files, str | Path) else self.files
         object.__setattr__(self, "files", tuple(map(Path, files)))
         use_paths(self, "out", "run", *(["maps"] if self.maps not in ("espirit", "low-resolution") else []))
+        check_choices(self)
         if not self.files:
             raise InputError("at least one k-space file", "none", "name the files")
         if self.threads is not None and not 1 <= self.threads <= 1024:
@@ -267,7 +269,7 @@ def _reconstruct_file(
             write(result.image)
             results.append(figures)
             bar.update()
-        # slices without a target, such as those that were undersampled before, have no scores
+        # slices without a target, such as those of fastMRI's test files, have no scores
         listed = {name: [r[name] for r in results if name in r] for r in results for name in r}
         mean = {name: sum(values) / len(values) for name, values in listed.items()}
         report = Report(

@@ -124,9 +124,10 @@ def markdown_table(reports: Sequence[Report]) -> str:
         )
     if masks := sorted({_mask(r) for r in reports if r.retrospective}):
         lines.append(f"Fully sampled k-space was undersampled here: {cell('; '.join(masks))}.  ")
-        lines.append("Scores are means over slices.  ")
     if masks := sorted({_mask(r) for r in reports if not r.retrospective}):
         lines.append(f"Undersampled k-space kept its own mask: {cell('; '.join(masks))}.  ")
+    if any(r.nmse is not None for r in reports):
+        lines.append("Scores are means over slices.  ")
     if first.trained_under is not None:
         lines.append(f"The network was trained under masks {first.trained_under}.  ")
     if not all(r.header for r in reports):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,7 +144,7 @@ def espirit(
 
 
 def _both(acs: tuple[int, int] | int) -> tuple[int, int]:
-    return (acs, acs) if isinstance(acs, int) else (acs[0], acs[1])
+    return (int(acs), int(acs)) if isinstance(acs, int | np.integer) else (acs[0], acs[1])
 
 
 def _waves(n: int, k: int, like: Tensor) -> Tensor:

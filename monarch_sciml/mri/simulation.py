@@ -43,7 +43,8 @@ MOST = 1_000_000  # volumes
 
 @dataclass(frozen=True)
 class SimulateConfig:
-    """What to simulate; the same configuration always gives the same files."""
+    """What to simulate; the same configuration always gives the same files. In Python, coils and noise
+    may be single numbers."""
 
     volumes: int = 24
     """Number of files; more of them extend a set that is there."""
@@ -63,6 +64,11 @@ class SimulateConfig:
     """Seed of everything; volume i depends on the seed and i alone."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.coils, int):
+            object.__setattr__(self, "coils", (self.coils,))
+        if isinstance(self.noise, int | float):
+            object.__setattr__(self, "noise", (self.noise, self.noise))
+
         def check(fine: bool, expected: str, names: str, remedy: str) -> None:
             if not fine:
                 found = ", ".join(f"{name}={getattr(self, name)}" for name in names.split())

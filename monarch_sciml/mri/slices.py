@@ -17,11 +17,12 @@ from monarch_sciml.mri.masks import (
     apply_mask,
     draw_mask,
     mask_from_kspace,
+    mask_from_pattern,
     measured_columns,
     within,
 )
 from monarch_sciml.mri.metrics import center_crop
-from monarch_sciml.mri.operators import encoding
+from monarch_sciml.mri.operators import Sampling, encoding
 from monarch_sciml.mri.sensitivity import estimate_maps, root_sum_of_squares
 
 __all__ = ["Reconstruct", "Reconstructed", "Result", "reconstruct_slice", "with_blanks"]
@@ -43,7 +44,7 @@ class Reconstructed:
     data_consistency: float
     """‖A x − y‖ / ‖y‖ with the Fourier transform in A, whatever the method used; of the complex image."""
     target: Tensor | None
-    """Magnitude (h, w) from fully sampled k-space: the file's own target, or root sum of squares."""
+    """Magnitude (h, w): the one given, or of fully sampled k-space the root sum of squares; else None."""
 
 
 Result = tuple[Reconstructed, dict[str, float]]
@@ -57,7 +58,7 @@ def reconstruct_slice(
     sampling: MaskConfig | None = None,
     seed: int | tuple[int, ...] = 0,
     maps: Array | str = "espirit",
-    mask: Mask | None = None,
+    mask: Mask | Array | None = None,
     padding: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     target: Array | None = None,
@@ -70,11 +71,13 @@ def reconstruct_slice(
         method: (masked k-space, pattern, maps) → image (H, W), or the name of an entry of ``METHODS``.
         sampling, seed: the mask for fully sampled k-space.
         maps: (C, H, W) with Σ|S|² = 1 or 0, or how to estimate them from the centre of the masked k-space.
-        mask: of k-space that is undersampled, if known.
+        mask: of k-space that is undersampled, if known: (W,), (1, W) or (H, W), or a :class:`Mask`, which
+            says how large the fully sampled centre is.
         padding: (left, right), the columns that were measured; of fully sampled k-space, those of zeros at
             the edges are left out in any case.
         size: to crop the image to.
-        target: to compare with; by default the root sum of squares of fully sampled k-space.
+        target: to compare with, whose size the image gets; by default the root sum of squares of fully
+            sampled k-space, of undersampled none.
 
     Raises:
         InputError: maps, mask and k-space that do not fit together, or no centre to calibrate with.
@@ -88,7 +91,10 @@ def reconstruct_slice(
     if kspace.ndim != 3:
         remedy = "pass one slice, and keep the coil axis of a single coil"
         raise InputError("k-space (coils, H, W)", f"{tuple(kspace.shape)}", remedy)
-    found = mask_from_kspace(kspace) if mask is None else mask
+    if mask is None:
+        found = mask_from_kspace(kspace)
+    else:
+        found = mask if isinstance(mask, Mask) else _mask(mask, tuple(kspace.shape))
     columns = measured_columns(found) if mask is None else None
     whole = columns is not None
     shape = (kspace.shape[-2], kspace.shape[-1])
@@ -121,7 +127,12 @@ def reconstruct_slice(
     if target is not None:
         target = as_tensor(target, "a target")
         size = (target.shape[-2], target.shape[-1])
-    return Reconstructed(center_crop(x.abs(), size), found, whole, consistency, target if whole else None)
+    return Reconstructed(center_crop(x.abs(), size), found, whole, consistency, target)
+
+
+def _mask(pattern: Array, domain: tuple[int, ...]) -> Mask:
+    """Of a pattern of any shape that operators take."""
+    return mask_from_pattern(Sampling(pattern, domain).pattern.cpu().numpy(), domain[-2])
 
 
 def with_blanks(

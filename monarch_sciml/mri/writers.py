@@ -4,6 +4,7 @@ What is reconstructed here is for research only, and every file of images says s
 """
 
 import gzip
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -175,7 +176,7 @@ def save_nifti(path: PathLike, volume: Array | h5py.Dataset, spacing: tuple[floa
         raise InputError("a file name ending in .nii or .nii.gz", path.name, "rename it")
     if volume.ndim != 3 or 0 in volume.shape:
         raise InputError("a volume (slices, h, w)", f"shape {tuple(volume.shape)}", "stack the slices")
-    if len(spacing) != 3 or not min(spacing) > 0:
+    if len(spacing) != 3 or not all(0 < length < math.inf for length in spacing):
         raise InputError("three lengths > 0 in mm", f"spacing {spacing}", "pass (dx, dy, dz)")
     slices, height, width = volume.shape
     header = nibabel.Nifti1Header()

@@ -359,7 +359,6 @@ def _densify_transform(transform: LearnedTransform | LearnedFourier) -> dict[str
     for axis, (L, R) in zip(axes, factors, strict=True):
         weight: Any = getattr(transform, f"L{axis}")
         if weight is not L:
-            weight.requires_grad_(L.requires_grad or R.requires_grad)
             rows = weight.shape[1]
 
             def layout(tiles: Tensor, rows: int = rows) -> Tensor:

@@ -93,13 +93,14 @@ class LearnedFourier(nn.Module):
         """Multiply the factors out, in place: from now on every entry of both W is trained on its own.
 
         A dense matrix is a Monarch matrix of one block: ``L`` (1, n, n), and ``R`` (n, 1, 1), all ones,
-        becomes a buffer. Does nothing to a fixed or an already dense transform.
+        becomes a buffer; W is trained if L or R was. Does nothing to a fixed or an already dense transform.
         """
         for axis in "yx":
             L, R = getattr(self, f"L_{axis}"), getattr(self, f"R_{axis}")
             if isinstance(R, nn.Parameter):
                 W = torch.view_as_real(self.matrix(axis))[None].contiguous()
-                setattr(self, f"L_{axis}", nn.Parameter(W, requires_grad=L.requires_grad))
+                trained = L.requires_grad or R.requires_grad
+                setattr(self, f"L_{axis}", nn.Parameter(W, requires_grad=trained))
                 delattr(self, f"R_{axis}")
                 one = torch.tensor([1.0, 0.0]).to(W)
                 self.register_buffer(f"R_{axis}", one.expand(W.shape[1], 1, 1, 2).contiguous())

@@ -98,7 +98,7 @@ class MonarchLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features)."""
-        if x.shape[-1] != self.in_features:
+        if x.shape[-1:] != (self.in_features,):
             raise InputError(
                 f"a last dimension of {self.in_features}", f"x {tuple(x.shape)}", "check in_features"
             )

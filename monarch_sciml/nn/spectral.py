@@ -131,8 +131,9 @@ class MonarchSpectralConv(nn.Module):
 
         A factorised weight is multiplied out. ``grid`` is the one the transforms are defined on, usually that
         of the training. Modes that are stored and not in use (``max_n_modes``) are kept as far as the grid
-        holds them. Where the layer changes the resolution the map is the convolution that it stands for:
-        neuraloperator 2.0 drops or misplaces negative frequencies there, of all axes but the last.
+        holds them. A frozen weight or bias stays frozen. Where the layer changes the resolution the map is
+        the convolution that it stands for: neuraloperator 2.0 drops or misplaces negative frequencies there,
+        of all axes but the last.
 
         Raises ``InputError`` for a separable or complex-valued convolution, for more modes in use than the
         grid holds, and for odd sizes of any axis but the last: neuraloperator 2.0 exchanges frequencies
@@ -179,6 +180,9 @@ class MonarchSpectralConv(nn.Module):
             layer.weight.copy_(torch.view_as_real(weight.movedim((0, 1), (-2, -1)).resolve_conj()))
             if layer.bias is not None:
                 layer.bias.copy_(conv.bias)  # type: ignore[arg-type]
+                layer.bias.requires_grad_(conv.bias.requires_grad)  # type: ignore[union-attr]
+        trained = [p for name, p in conv.named_parameters() if name != "bias"]  # or its factors
+        layer.weight.requires_grad_(any(p.requires_grad for p in trained))
         return layer
 
     @property
@@ -315,8 +319,8 @@ def use_learned_transforms(model: nn.Module, grid: int | Sequence[int]) -> nn.Mo
     found = [
         (parent, name, child)
         for parent in model.modules()
-        for name, child in parent.named_children()
-        if is_spectral_conv(child)
+        for name, child in parent._modules.items()  # named_children leaves out what stands there twice
+        if child is not None and is_spectral_conv(child)
     ]
     if not found:
         raise InputError(

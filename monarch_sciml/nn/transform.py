@@ -110,12 +110,13 @@ class LearnedTransform(nn.Module):
         """Multiply the factors out, in place: from now on every entry of W is trained on its own.
 
         A dense matrix is a Monarch matrix of one block: ``L`` (1, n_modes, n), and ``R`` (n, 1, 1), all ones,
-        becomes a buffer. W stays as it was, and the names in the state too. Does nothing to a fixed or an
-        already dense transform.
+        becomes a buffer. W stays as it was, and the names in the state too; it is trained if L or R was. Does
+        nothing to a fixed or an already dense transform.
         """
         if isinstance(self.R, nn.Parameter):
             W = self() / self.scale
-            self.L = nn.Parameter(W.movedim(0, -1)[None].contiguous(), requires_grad=self.L.requires_grad)
+            trained = self.L.requires_grad or self.R.requires_grad
+            self.L = nn.Parameter(W.movedim(0, -1)[None].contiguous(), requires_grad=trained)
             del self.R
             one = torch.tensor([1.0, 0.0]).to(W)
             self.register_buffer("R", one.expand(self.n, 1, 1, 2).contiguous())

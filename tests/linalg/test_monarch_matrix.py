@@ -197,6 +197,20 @@ def test_gradients_of_solutions_and_determinants(dtype):
     assert torch.autograd.gradcheck(lambda L, R: MonarchMatrix(L, R).slogdet()[1], inputs)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_solutions_of_batches_by_vmap_and_compiled():
+    def solve(L, R, b):
+        return torch.stack((MonarchMatrix(L, R).solve(b), MonarchMatrix(L, R).inverse() @ b))
+
+    M, b = square(3, 4, 1, torch.float64, batch=(2,)), torch.randn(2, 12, dtype=torch.float64)
+    expected = [solve(*one) for one in zip(M.L, M.R, b, strict=True)]
+    assert relative_error(torch.vmap(solve)(M.L, M.R, b), torch.stack(expected)) < 1e-12
+    compiled = torch.compile(
+        lambda L, R, b: MonarchMatrix(L, R).solve(b), fullgraph=True, backend="aot_eager"
+    )
+    assert relative_error(compiled(M.L[0], M.R[0], b[0]), expected[0][0]) < 1e-12
+
+
 def test_singular_blocks_are_named():
     M = square(3, 2, 2, torch.float64)
     M.L[1, 0] = M.L[1, 2]

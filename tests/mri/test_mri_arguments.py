@@ -10,13 +10,14 @@ from laws import relative_error
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform
-from monarch_sciml.mri.classical import METHODS, density_compensated
+from monarch_sciml.mri.classical import METHODS, density_compensated, sampling_density
 from monarch_sciml.mri.evaluation import EvaluateConfig
 from monarch_sciml.mri.formats import open_kspace
 from monarch_sciml.mri.inputs import as_tensor
 from monarch_sciml.mri.masks import MaskConfig, apply_mask, draw_mask, find_acs
+from monarch_sciml.mri.models import ModelConfig
 from monarch_sciml.mri.operators import Sampling, Sensitivity, conjugate_gradients, encoding
-from monarch_sciml.mri.recipe import TrainConfig
+from monarch_sciml.mri.recipe import TrainConfig, train
 from monarch_sciml.mri.reconstruction import ReconstructConfig
 from monarch_sciml.mri.sensitivity import espirit, estimate_maps, low_resolution, root_sum_of_squares
 from monarch_sciml.mri.simulation import SimulateConfig, simulate_volume
@@ -139,7 +140,8 @@ def test_methods_take_numpy_and_refuse_what_they_cannot_mean(name):
 def test_numpy_and_single_numbers_everywhere():
     k, y = K[0].numpy(), Y.numpy()
     assert torch.equal(apply_mask(k, MASK.pattern.numpy()), Y)
-    assert torch.equal(espirit(k, 12), espirit(K[0], (12, 12)))
+    for square in (12, np.int64(12)):
+        assert torch.equal(espirit(k, square), espirit(K[0], (12, 12)))
     assert torch.equal(low_resolution(k, 12), low_resolution(K[0], (12, 12)))
     assert torch.equal(estimate_maps(k, 12), estimate_maps(K[0], (12, 12)))
     assert torch.equal(root_sum_of_squares(y), root_sum_of_squares(Y))
@@ -154,8 +156,30 @@ def test_numpy_and_single_numbers_everywhere():
     density = torch.full((1, W), 0.5)
     compensated = density_compensated(y, MASK.pattern.numpy(), MAPS.numpy(), density.numpy())
     assert relative_error(compensated, density_compensated(Y, MASK.pattern, MAPS, density)) < 1e-6
+    patterns = torch.stack([MASK.pattern, ~MASK.pattern])
+    assert torch.equal(sampling_density(patterns.numpy()), sampling_density(patterns))
     by_name = reconstruct_slice(k, "cg-sense", sampling=COLUMNS)
     assert torch.equal(by_name.image, reconstruct_slice(K[0], METHODS["cg-sense"], sampling=COLUMNS).image)
+
+
+def test_a_slice_with_a_mask_as_an_array():
+    expected = reconstruct_slice(Y, "cg-sense", mask=MASK)
+    columns = MASK.pattern[0].numpy()
+    for mask in (
+        columns,
+        columns[None],
+        columns[None, None],
+        columns.astype(np.uint8),
+        MASK.pattern.expand(H, W),
+    ):
+        found = reconstruct_slice(K[0], "cg-sense", mask=mask)
+        assert found.mask.acs == (H, 6)
+        assert not found.retrospective
+        assert relative_error(found.image, expected.image) < 1e-5
+    with pytest.raises(InputError, match=r"a mask \(1, 20\) or \(24, 20\); found \(19,\)"):
+        reconstruct_slice(K[0], "cg-sense", mask=columns[1:])
+    with pytest.raises(InputError, match="a mask that keeps something"):
+        reconstruct_slice(K[0], "cg-sense", mask=0 * columns)
 
 
 def test_arrays_of_any_layout_without_a_warning():
@@ -235,3 +259,44 @@ def test_paths_as_text():
     evaluation = EvaluateConfig("target", "images", "out")
     assert (evaluation.target, evaluation.prediction) == (Path("target"), (Path("images"),))
     assert EvaluateConfig("target", ["a", "b"]).prediction == (Path("a"), Path("b"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: ReconstructConfig("a.h5", "out", "cg_sense"),
+            "method out of zero-filled, cg-sense, .*'cg_sense'",
+        ),
+        (
+            lambda: ReconstructConfig("a.h5", "out", "tv", device="gpu"),
+            "device out of cpu, cuda; found 'gpu'",
+        ),
+        (
+            lambda: train(TrainConfig("data", "out", model="VarNet")),
+            "model out of unet, msense, varnet, .*'VarNet'",
+        ),
+        (
+            lambda: train(TrainConfig("data", "out", maps="ESPIRiT")),
+            "maps out of espirit, .*learned; found 'ESPIRiT'",
+        ),
+        (
+            lambda: ModelConfig("varnet", (8, 8), maps="learnt"),
+            "maps out of espirit, .*learned; found 'learnt'",
+        ),
+        (
+            lambda: ModelConfig("varnet", (8, 8), regulariser="UNet"),
+            "regulariser out of unet, spectral; .*'UNet'",
+        ),
+        (lambda: ModelConfig("U-Net", (8, 8)), "kind out of unet, msense, .*; found 'U-Net'; choose one"),
+    ],
+)
+def test_words_that_a_setting_does_not_know(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_single_number_of_coils_and_of_noise():
+    assert SimulateConfig(coils=8, noise=0.01) == SimulateConfig(coils=(8,), noise=(0.01, 0.01))
+    with pytest.raises(InputError, match=r"numbers of coils from 1 to 1024; found coils=\(0,\)"):
+        SimulateConfig(coils=0)

@@ -158,6 +158,14 @@ def test_single_coil_targets_and_attributes_as_bytes(folders: EvaluateConfig) ->
     assert result.scores["nmse"] == scores(volume(8), 0.9 * volume(1) + 0.05 * volume(10))["nmse"]
 
 
+def test_attributes_as_arrays_of_one_element(folders: EvaluateConfig) -> None:
+    """As some HDF5 libraries write every attribute."""
+    about = {"acquisition": np.array([b"AXT1"]), "acceleration": np.array([3])}
+    write(folders.target / "file1.h5", "reconstruction_rss", volume(7), **about)
+    (result,) = evaluate(changed(folders, acquisition="AXT1", acceleration=3.0))
+    assert (result.name, result.acquisition, result.acceleration) == ("file1.h5", "AXT1", 3.0)
+
+
 def test_numbers_json_does_not_know(folders: EvaluateConfig) -> None:
     target = volume(1)
     target[0] = 0

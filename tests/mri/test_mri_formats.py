@@ -70,6 +70,13 @@ def test_outside_ends_the_iteration(any_file: Path):
         file[S]
 
 
+def test_several_slices_have_the_axes_of_one(any_file: Path, tmp_path: Path):
+    single = open_kspace(fastmri(tmp_path / "single.h5", K[:, 0]))
+    for chosen in (slice(0, 2), slice(None), slice(None, None, -2), slice(S, None)):
+        np.testing.assert_array_equal(open_kspace(any_file)[chosen], K[chosen])
+        np.testing.assert_array_equal(single[chosen], K[chosen, :1])
+
+
 def test_a_slice_belongs_to_the_reader(any_file: Path):
     file = open_kspace(any_file)
     file[0][:] = 0

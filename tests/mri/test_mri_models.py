@@ -64,6 +64,31 @@ def test_data_have_the_precision_of_the_weights(kind, maps):
     assert model(kspace, pattern, S).abs().dtype == torch.float64
 
 
+@pytest.mark.parametrize("maps", ["espirit", "learned"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_that_are_no_batch(kind, maps):
+    model, (kspace, pattern, S) = build(kind, maps=maps), scan(batch=3)
+    match = (
+        r"k-space \(batch, coils, H, W\), and maps of .*; found \(.*\) and \(.*\); keep the axis of the batch"
+    )
+    data = [(kspace[0], S[0]), (kspace[None], S[None]), (kspace, S[0]), (kspace[:1], S), (kspace[:2], S)]
+    for one, its_maps in data:
+        with pytest.raises(InputError, match=match):
+            model(one, pattern[0], its_maps)
+    with pytest.raises(InputError, match=r"as tensors; found ndarray; pass torch\.from_numpy"):
+        model(kspace.numpy(), pattern, S.numpy())
+    with pytest.raises(InputError, match=r"weights of float32 or float64; found bfloat16; .*autocast"):
+        model.bfloat16()(kspace, pattern, S)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_of_one_slice_serve_a_batch(kind):
+    model, (kspace, pattern, S) = build(kind), scan(batch=3)
+    with torch.no_grad():
+        found, expected = (model(kspace, pattern[0], maps) for maps in (S[:1], S[:1].expand(3, -1, -1, -1)))
+    assert relative_error(found, expected) < 1e-5
+
+
 @pytest.mark.parametrize("regulariser", ["unet", "spectral"])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("base", ["varnet", "modl"])

@@ -57,6 +57,14 @@ def test_any_number_of_methods(count, target, tmp_path, drawn):
     assert drawn[0].get_supxlabel() == "Research use only, not for clinical use"
 
 
+def test_arrays_of_numpy_are_drawn_as_tensors_are(tmp_path):
+    images = slices(2)
+    save_comparison(tmp_path / "a.png", torch.ones(20, 14), images)
+    arrays = {name: image.numpy() for name, image in images.items()}
+    save_comparison(tmp_path / "b.png", np.ones((20, 14)), arrays)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_images_and_errors_are_upright_on_common_scales(tmp_path, drawn):
     target = torch.zeros(30, 20)
     target[:10] = 2.0  # bright on top

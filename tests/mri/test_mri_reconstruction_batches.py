@@ -12,7 +12,8 @@ from kspace_files import fastmri, noise, npy
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.header import write_header
 from monarch_sciml.mri.masks import MaskConfig
-from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct
+from monarch_sciml.mri.metrics import scores
+from monarch_sciml.mri.reconstruction import ReconstructConfig, markdown_table, reconstruct
 
 S, C, H, W = 3, 4, 24, 20
 K = noise(S, C, H, W)
@@ -160,3 +161,24 @@ def test_an_undersampled_volume_may_have_slices_of_zeros_too(folder):
     assert report.psnr is None
     assert not report.retrospective
     assert [re.sub(".*: ", "", line) for line in said] == ["0"]
+
+
+def test_an_undersampled_volume_is_scored_where_the_file_holds_the_target(folder):
+    """Whether its mask is stored or found; without a target there is nothing to compare with."""
+    kept = np.arange(W) % 2 == 0
+    kept[W // 2 - 3 : W // 2 + 3] = True
+    target = np.abs(noise(S, 12, 10)).astype(np.float32)
+    stored = fastmri(folder / "a.h5", K * kept, HEADER, mask=kept, reconstruction_rss=target)
+    found = fastmri(folder / "b.h5", K * kept, HEADER, reconstruction_rss=target)
+    without = fastmri(folder / "c.h5", K * kept, HEADER, mask=kept)
+    reports = reconstruct(config(stored, found, without))
+    with h5py.File(folder.parent / "out" / "a.h5") as file:
+        images = np.asarray(file["reconstruction"])
+    each = [scores(t, x) for t, x in zip(target, images, strict=True)]
+    for report in reports[:2]:
+        assert not report.retrospective
+        for name in ("nmse", "psnr", "ssim"):
+            assert getattr(report, name) == pytest.approx(np.mean([one[name] for one in each]))
+    assert reports[2].nmse is reports[2].psnr is reports[2].ssim is None
+    assert "Scores are means over slices." in markdown_table(reports)
+    assert "Scores" not in markdown_table(reports[2:])

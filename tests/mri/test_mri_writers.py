@@ -233,6 +233,8 @@ def test_the_same_volume_gives_the_same_nifti(tmp_path: Path):
         ("a.png", TARGET, (1, 1, 1), "ending in .nii or .nii.gz; found a.png"),
         ("a.nii", TARGET[0], (1, 1, 1), r"a volume \(slices, h, w\); found shape \(6, 5\)"),
         ("a.nii", TARGET, (1, 0, 1), r"three lengths > 0 in mm; found spacing \(1, 0, 1\)"),
+        ("a.nii", TARGET, (1, 1, np.nan), r"three lengths > 0 in mm; found spacing \(1, 1, nan\)"),
+        ("a.nii", TARGET, (1, np.inf, 1), r"three lengths > 0 in mm; found spacing \(1, inf, 1\)"),
         ("a.nii", TARGET + 0j, (1, 1, 1), "real numbers in the volume"),
     ],
 )

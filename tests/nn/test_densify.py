@@ -91,6 +91,16 @@ def test_a_dense_weight_is_trained_if_one_of_its_factors_was(name, trained):
     assert found == [dense.get(name, "weight")]
 
 
+@pytest.mark.parametrize("trained", [0, 1], ids=["L", "R"])
+@pytest.mark.parametrize("name", ["transform", "image transform"])
+def test_a_transform_densified_by_itself_is_trained_likewise(name, trained):
+    build, *factors = LAYERS[name]
+    transform = build().requires_grad_(False)
+    transform.get_parameter(factors[trained]).requires_grad_(True)
+    found = [n for n, p in transform.densify_().named_parameters() if p.requires_grad]
+    assert found == factors[:1]
+
+
 def tie(a, b, names):
     for name in names:
         setattr(b, name, getattr(a, name))

@@ -134,6 +134,32 @@ def test_a_whole_fno_predicts_the_same_and_learns_its_transforms():
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in conv.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"factorization": "tucker", "rank": 0.5}])
+def test_frozen_weights_stay_frozen_and_transforms_learn(options):
+    theirs = SpectralConv(4, 4, (4, 4), **options)
+    theirs.weight.requires_grad_(False)
+    with torch.no_grad():
+        half, whole = (
+            MonarchSpectralConv.from_spectral_conv(conv, (8, 8))
+            for conv in (theirs, SpectralConv(4, 4, (4, 4), **options))
+        )
+    assert {name for name, p in half.named_parameters() if not p.requires_grad} == {"weight"}
+    assert all(p.requires_grad for p in whole.parameters())
+    theirs.bias.requires_grad_(False)
+    assert not MonarchSpectralConv.from_spectral_conv(theirs, (8, 8)).bias.requires_grad
+
+
+def test_a_layer_used_twice_is_exchanged_in_both_places():
+    """Weights shared between the layers of a network, as in a recurrent FNO."""
+    shared = SpectralConv(2, 2, (4, 4))
+    model, x = nn.Sequential(shared, nn.GELU(), shared), torch.randn(1, 2, 8, 8)
+    expected = model(x)
+    use_learned_transforms(model, (8, 8))
+    assert isinstance(model[2], MonarchSpectralConv)
+    assert model[0] is model[2]
+    assert relative_error(model(x), expected) < 5e-6
+
+
 def test_what_can_not_be_kept_is_refused():
     with pytest.raises(InputError, match="mixes the channels"):
         MonarchSpectralConv.from_spectral_conv(SpectralConv(2, 2, (4, 4), separable=True), (8, 8))

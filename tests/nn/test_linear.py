@@ -234,6 +234,16 @@ def test_exports_for_any_batch():
         assert relative_error(loaded(x), layer(x)) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("sizes", [(16, 64, 4), (30, 50, 4)], ids=str)
+def test_it_is_traced_by_jit(sizes):
+    layer = MonarchLinear(*sizes)
+    traced = torch.jit.trace(layer, torch.randn(5, sizes[0]))
+    x = torch.randn(7, 2, sizes[0])[:, 0]
+    assert relative_error(traced(x), layer(x)) < 1e-6
+
+
 def test_it_prints_like_a_linear_layer():
     text = "MonarchLinear(in_features=30, out_features=50, nblocks=4, bias=True)"
     assert str(MonarchLinear(30, 50)) == text
@@ -248,3 +258,5 @@ def test_errors_name_the_remedy():
         MonarchLinear(0, 4)
     with pytest.raises(InputError, match=r"a last dimension of 30; found x \(5, 32\); check in_features"):
         MonarchLinear(30, 50)(torch.randn(5, 32))
+    with pytest.raises(InputError, match=r"a last dimension of 30; found x \(\)"):
+        MonarchLinear(30, 50)(torch.tensor(1.0))
