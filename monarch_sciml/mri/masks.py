@@ -281,7 +281,7 @@ def load_mask(path: Path, shape: tuple[int, int]) -> Mask:
     Raises:
         InputError: no such file, a damaged one, other values than 0 and 1, no 1, or another shape.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         pair = bart.pair(path)
         for part in pair or [path]:

@@ -26,7 +26,9 @@ def _norm(channels: int) -> nn.GroupNorm:
 def _with_coordinates(x: Tensor) -> Tensor:
     """(B, C, H, W) → (B, C + 2, H, W): with the coordinates of the points, i / H and j / W."""
     axes = [torch.arange(n, dtype=x.dtype, device=x.device) / n for n in x.shape[-2:]]
-    return torch.cat((x, torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1)), dim=1)
+    coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    # x.shape[0] and not len(x), which would bind an exported model to one number of samples
+    return torch.cat((x, coordinates.expand(x.shape[0], -1, -1, -1)), dim=1)
 
 
 class _Residual(nn.Module):

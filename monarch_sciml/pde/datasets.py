@@ -5,6 +5,7 @@
 """
 
 import math
+import operator
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 
 from monarch_sciml.errors import InputError, decoding
 from monarch_sciml.pde.formats import open_source
-from monarch_sciml.pde.sources import Source, Variable, named_source, to_numpy
+from monarch_sciml.pde.sources import Source, Variable, named_source, refuse_masked, to_numpy
 
 __all__ = ["TrajectoryDataset", "Windows", "train_test_split"]
 
@@ -97,10 +98,11 @@ class TrajectoryDataset(Dataset[Tensor]):
         """Your own array, by default with axes ``"n t x"`` or ``"n t x y"``; ``times`` (T,) increase.
 
         Raises:
-            InputError: as for a file.
+            InputError: as for a file, and masked values.
         """
         dataset = cls.__new__(cls)
         dataset.path = Path("the array")
+        refuse_masked(array)
         try:
             arrays = {"array": to_numpy(array) if isinstance(array, Tensor) else np.asarray(array)}
             arrays |= {} if times is None else {"t": np.asarray(times, dtype=np.float64)}
@@ -148,7 +150,7 @@ class TrajectoryDataset(Dataset[Tensor]):
 
         Only these are read from the file. Raises ``InputError`` if there are none, or fewer.
         """
-        index = range(len(self))[index]  # negative counts from the end; outside raises IndexError
+        index = _counted(index, len(self))
         times = self._times[_as_slice(_chosen(slice(start, stop), self.n_times, "start and stop", "frames"))]
         source = self._opened()
         if source.lazy and source.scattered and source.nbytes > SCATTERED_BYTES:
@@ -289,7 +291,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         return len(self.dataset) * len(self.starts)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        trajectory, window = divmod(range(len(self))[index], len(self.starts))
+        trajectory, window = divmod(_counted(index, len(self)), len(self.starts))
         start = self.starts[window]
         frames = self.dataset.read(trajectory, start, start + self.n_in + self.n_out)
         return frames[: self.n_in], frames[self.n_in :]
@@ -310,6 +312,15 @@ def train_test_split(
             "lower one of them",
         )
     return dataset.select(slice(n_train)), dataset.select(slice(len(dataset) - n_test, None))
+
+
+def _counted(index: int, available: int) -> int:
+    """Negative counts from the end; outside raises IndexError, by which Python's iteration ends."""
+    try:
+        return range(available)[operator.index(index)]
+    except TypeError:
+        remedy = "take several with torch.utils.data.Subset, or trajectories with select(slice(start, stop))"
+        raise InputError("one whole number as index", f"{index!r}", remedy) from None
 
 
 def _chosen(wanted: slice, available: int, argument: str, things: str) -> range:

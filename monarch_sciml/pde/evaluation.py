@@ -14,7 +14,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
 from monarch_sciml.pde.metrics import energy_spectrum
 from monarch_sciml.pde.models import FramePredictor, count_parameters
-from monarch_sciml.pde.recipe import TrainConfig, chosen, loaded, split
+from monarch_sciml.pde.recipe import TrainConfig, chosen, digest, loaded, split
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
 from monarch_sciml.training import is_finished, last_row, read_config, read_json, use_paths, write_json
 from monarch_sciml.training.export import CONFIG, WEIGHTS
@@ -240,7 +240,21 @@ def evaluate_run(
             f"{held_out}",
             "evaluate on data like those of the training",
         )
+    if not changes:
+        _check_held_out(run, held_out)
     return _evaluation(run, model, settings, held_out, progress)
+
+
+def _check_held_out(run: Path, held_out: TrajectoryDataset) -> None:
+    """Refuse a file that was replaced after the training, which may hold out what was trained on."""
+    known = read_json(run / CONFIG).get("data")
+    # earlier trainings did not take note of it
+    if isinstance(known, dict) and "held out" in known and known["held out"] != digest(held_out):
+        raise InputError(
+            f"the held-out trajectories of the training in {run}",
+            f"others in {held_out.path}",
+            "bring that file back, or pass --data to evaluate on all trajectories of one",
+        )
 
 
 def _evaluation(

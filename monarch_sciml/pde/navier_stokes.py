@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.pde.sources import refuse_masked
 
 __all__ = ["gaussian_random_field", "solve_navier_stokes", "standard_forcing"]
 
@@ -107,7 +108,7 @@ def solve_navier_stokes(
         InputError: an argument is not as described.
         FloatingPointError: an interval fails still after the step has been halved five times.
     """
-    times, w0 = [float(t) for t in times], _tensor(w0, "w0")
+    (times, viscosity), w0 = _numbers(times, viscosity), _tensor(w0, "w0")
     _check(w0, viscosity, times, cfl, max_dt)
     grid = (w0.shape[1], w0.shape[2])
     f = _forcing_like(w0, forcing)
@@ -138,8 +139,22 @@ def solve_navier_stokes(
     return frames
 
 
-def _tensor(field: Tensor | np.ndarray, name: str) -> Tensor:
+def _numbers(times: Sequence[float] | Tensor, viscosity: float) -> tuple[list[float], float]:
     try:
+        return [float(t) for t in times], float(viscosity)
+    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several numbers
+        raise InputError(
+            "a list of times, and one viscosity for all samples",
+            f"{times!r} and {viscosity!r}",
+            "write [1.0] for one time, and solve for one viscosity after the other",
+        ) from None
+
+
+def _tensor(field: Tensor | np.ndarray, name: str) -> Tensor:
+    refuse_masked(field)
+    try:
+        if isinstance(field, np.ndarray):  # torch takes none that is read-only, turned or big-endian
+            field = np.array(field, field.dtype.newbyteorder("="), order="C")
         return torch.as_tensor(field)
     except (TypeError, ValueError, RuntimeError) as error:
         found = f"{type(field).__name__} ({error})"
@@ -250,6 +265,8 @@ class _VorticityEquation:
                 return w_hat
             steps = math.ceil(duration * max(1 / max_dt, frequency / cfl))
             dt = duration / steps
+            if duration - dt == duration:  # so fast a flow that time would stand still
+                return None
             half, full, q, b1, b23, b4 = (weight.to(w_hat) for weight in _etdrk4_weights(self.decay, dt))
             base = half * w_hat
             a = torch.addcmul(base, q, n1)

@@ -23,7 +23,7 @@ from monarch_sciml.training import check_device, check_run, check_settings, crea
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
-__all__ = ["TrainConfig", "chosen", "loaded", "split", "train"]
+__all__ = ["TrainConfig", "chosen", "digest", "loaded", "split", "train"]
 
 LEAST: dict[str, int] = dict.fromkeys(("seed", "first_frame", "noise", "checkpoint_minutes"), 0)
 LEAST |= dict.fromkeys(("transform_rate", "spectral_rate"), 0) | {"width": 2}
@@ -146,7 +146,7 @@ def _train(config: TrainConfig) -> Path:
     whole = Windows(held_out, config.n_in, steps)
 
     data = {"grid": training.grid, "frames": training.n_times, "standard deviation": f"{scale:.6g}"}
-    data |= {"training": _digest(training), "held out": _digest(held_out)}
+    data |= {"training": digest(training), "held out": digest(held_out)}
     run = create_run(config.out, config, data)
     if world()[0] == 0:
         for doubt in doubts(training, guessed=config.axes is None, every=config.every):
@@ -234,12 +234,12 @@ def loaded(dataset: TrajectoryDataset, n_in: int) -> TrajectoryDataset:
     return dataset
 
 
-def _digest(dataset: TrajectoryDataset) -> str:
-    """Of all values in their order."""
-    digest = hashlib.sha256()
+def digest(dataset: TrajectoryDataset) -> str:
+    """Of all values in their order, by which a training knows its trajectories again."""
+    found = hashlib.sha256()
     for trajectory in dataset:
-        digest.update(trajectory.numpy().tobytes())
-    return digest.hexdigest()[:16]
+        found.update(trajectory.numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _standard_deviation(dataset: TrajectoryDataset) -> float:

@@ -23,6 +23,7 @@ __all__ = [
     "named_source",
     "parse_axes",
     "pick",
+    "refuse_masked",
     "to_numpy",
 ]
 
@@ -228,6 +229,13 @@ def checked_times(arrays: Mapping[str, Any], letters: str, shape: tuple[int, ...
             else "repair the coordinates, or name another array with key= and axes= (--key, --axes)",
         )
     return None if times is None else times[: shape[letters.index("t")]]
+
+
+def refuse_masked(array: Any) -> None:
+    """Raises ``InputError`` for numpy's masked arrays: what lies beneath a mask is no data."""
+    if masked := np.ma.count_masked(array) if np.ma.isMaskedArray(array) else 0:
+        found = f"{masked} of {array.size} masked"
+        raise InputError("values without a mask", found, "put numbers there, such as interpolated ones")
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -219,7 +219,7 @@ def launch(function: Callable[[Any], Any], argument: Any, processes: int) -> Any
         context.Process(target=_work, args=(function, argument, rank, processes, port, sender))
         for rank in range(processes)
     ]
-    with _passing_on(workers):
+    with _passing_on(workers) as asked:
         for worker in workers:
             worker.start()
         sender.close()
@@ -230,6 +230,8 @@ def launch(function: Callable[[Any], Any], argument: Any, processes: int) -> Any
         raise InputError(*content)
     if kind == "interrupted":
         raise KeyboardInterrupt(content)
+    if asked:  # before rank 0 listened, or twice
+        raise KeyboardInterrupt("interrupted; continue with --resume")
     failed = next(
         (f"process {i} with status {w.exitcode}" for i, w in enumerate(workers) if w.exitcode), "one"
     )
@@ -279,25 +281,27 @@ def _wait(workers: list[Any], receiver: Any) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _passing_on(workers: list[Any]) -> Iterator[None]:
-    """SIGTERM and the first Ctrl-C reach the workers as SIGTERM; a second Ctrl-C kills them."""
-    interrupts = 0
+def _passing_on(workers: list[Any]) -> Iterator[list[int]]:
+    """SIGTERM and the first Ctrl-C reach the workers as SIGTERM; a second Ctrl-C kills them.
+
+    Yields the signals that came.
+    """
+    asked: list[int] = []
 
     def pass_on(number: int, frame: Any) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
+        asked.append(number)
         for worker in workers:
             if worker.is_alive():
-                worker.kill() if interrupts > 1 else worker.terminate()
+                worker.kill() if asked.count(signal.SIGINT) > 1 else worker.terminate()
 
     kinds = (signal.SIGINT, signal.SIGTERM)
     try:
         before = [signal.signal(kind, pass_on) for kind in kinds]
     except ValueError:  # not in the main thread, where signals cannot be handled
-        yield
+        yield asked
         return
     try:
-        yield
+        yield asked
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)

@@ -109,8 +109,14 @@ def test_a_place_is_named_as_in_the_file(any_file: Path) -> None:
 def test_indices(any_file: Path) -> None:
     dataset = TrajectoryDataset(any_file)
     torch.testing.assert_close(dataset[-1], dataset[N - 1])
+    torch.testing.assert_close(dataset[np.int64(1)], dataset[1])
     with pytest.raises(IndexError):
         dataset[N]
+    for several in (slice(0, 2), [0, 1]):
+        with pytest.raises(InputError, match=r"one whole number as index; found .*select\(slice"):
+            dataset[several]  # type: ignore[index]
+        with pytest.raises(InputError, match="one whole number as index"):
+            Windows(dataset, 1, 1)[several]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

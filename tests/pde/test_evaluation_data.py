@@ -12,6 +12,7 @@ from waves import waves
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.evaluation import EvaluateConfig, Evaluation, evaluate, evaluate_run
 from monarch_sciml.pde.recipe import TrainConfig, train
+from monarch_sciml.training import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,24 @@ def test_other_data_are_read_whole(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "other.npy", waves(samples=3, frames=7, seed=5))
     result = errors(model, data=tmp_path / "other.npy")
     assert (result.trajectories, result.times) == (3, [1, 2, 3, 4, 5, 6])
+
+
+def test_a_file_that_was_replaced_after_the_training_is_refused(tmp_path: Path) -> None:
+    """In another order, it holds out what the model was trained on."""
+    data, held_out = tmp_path / "waves.npy", r"expected the held-out trajectories of the training in .*run; "
+    np.save(data, waves())
+    run = train(TrainConfig(data=data, out=tmp_path / "run", **{**SETTINGS, "epochs": 1}))
+    before = evaluate_run(run, progress=False)[0]
+    np.save(data, waves()[::-1])
+    with pytest.raises(InputError, match=held_out + "found others in .*waves.npy; bring that file back"):
+        evaluate_run(run, progress=False)
+    assert evaluate_run(run, data=data, progress=False)[0].trajectories == len(waves())
+    np.save(data, waves())
+    assert evaluate_run(run, progress=False)[0] == before
+    saved = read_json(run / "config.json")
+    del saved["data"]["held out"]  # as of trainings that did not take note of it
+    write_json(run / "config.json", saved)
+    assert evaluate_run(run, progress=False)[0] == before
 
 
 def test_key_axes_and_frames_are_those_of_the_data(model: Path, tmp_path: Path) -> None:

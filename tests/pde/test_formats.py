@@ -357,3 +357,7 @@ def test_from_array() -> None:
     bad[2, 3, 4, 5] = np.nan
     with pytest.raises(InputError, match="trajectory 2 at time index 3 of the array"):
         TrajectoryDataset.from_array(bad)
+    masked = np.ma.masked_greater(U, np.sort(U, axis=None)[-4])  # beneath it lie numbers, but no data
+    with pytest.raises(InputError, match=rf"without a mask; found 3 of {U.size} masked"):
+        TrajectoryDataset.from_array(masked)
+    torch.testing.assert_close(stacked(TrajectoryDataset.from_array(np.ma.array(U))), stacked(dataset))

@@ -124,6 +124,14 @@ def test_an_empty_batch_stays_empty(kind):
     assert model(torch.zeros(0, 3, 2, 16, 16)).shape == (0, 2, 16, 16)
 
 
+@pytest.mark.parametrize("kind", ["fno-monarch", "unet", "tf-net", "resnet"])
+def test_an_exported_program_takes_any_number_of_samples(kind):
+    model = config(kind, grid=(16, 18), width=4, layers=1).build().eval()
+    frames = torch.randn(5, 3, 2, 16, 18)
+    exported = torch.export.export(model, (frames[:2],), dynamic_shapes=({0: torch.export.Dim("samples")},))
+    torch.testing.assert_close(exported.module()(frames), model(frames))
+
+
 def test_channels_in_the_wrong_place_and_converting_too_late():
     operator = fno_monarch((4, 4), 4, (12, 10), in_channels=1, out_channels=1, layers=1)
     with pytest.raises(

@@ -206,10 +206,18 @@ def test_hopeless_input_raises_instead_of_returning_nan():
         solve_navier_stokes(1e25 * random_flow(1).float(), 1e-3, [1.0])
 
 
+def test_a_step_that_does_not_advance_the_time_raises_instead_of_going_on_for_ever():
+    with pytest.raises(FloatingPointError, match=r"between t = 0 and t = 1 .* scale w0 and f down"):
+        solve_navier_stokes(1e20 * random_flow(1), 1e-3, [1.0])
+
+
 def test_numpy_arrays_are_taken():
     w0, f = random_flow(2).float(), standard_forcing(32)
     expected = solve_navier_stokes(w0, 1e-2, [0.1], forcing=f)
     assert torch.equal(solve_navier_stokes(w0.numpy(), 1e-2, [0.1], forcing=f.numpy()), expected)
+    big_endian, turned = w0.numpy().astype(">f4"), np.ascontiguousarray(f.numpy()[::-1])[::-1]
+    big_endian.flags.writeable = False  # as of a file that is mapped into memory
+    assert torch.equal(solve_navier_stokes(big_endian, 1e-2, np.array([0.1]), forcing=turned), expected)
 
 
 W0 = torch.zeros(2, 8, 8)
@@ -224,6 +232,15 @@ W0 = torch.zeros(2, 8, 8)
         ({"w0": W0.half()}, "found torch.float16"),
         ({"w0": [[1.0], [2.0, 3.0]]}, r"expected w0 as a tensor or a NumPy array of numbers; found list"),
         ({"w0": W0 + math.nan}, "expected finite values in w0"),
+        (
+            {"w0": np.ma.masked_equal(np.eye(8)[None], 0)},
+            "expected values without a mask; found 56 of 64 masked",
+        ),
+        (
+            {"viscosity": torch.tensor([1e-3, 1e-2])},
+            r"one viscosity for all samples; found \[1\.0\] and tensor",
+        ),
+        ({"times": 1.0}, r"expected a list of times.*found 1\.0 and 0\.001; write \[1\.0\] for one time"),
         ({"viscosity": -1e-3}, "expected a viscosity ν ≥ 0; found -0.001"),
         ({"viscosity": math.nan}, "expected a viscosity"),
         ({"times": []}, "expected increasing, finite times"),

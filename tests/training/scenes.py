@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from monarch_sciml.pde import recipe as pde_recipe
 from monarch_sciml.training import files
 from monarch_sciml.training.distributed import joined, world
 
-__all__ = ["act", "die", "free_port", "interrupted_at", "mri_config", "pde_config", "shard"]
+__all__ = [
+    "act",
+    "die",
+    "free_port",
+    "interrupt_too_early",
+    "interrupted_at",
+    "mri_config",
+    "pde_config",
+    "shard",
+]
 
 
 def pde_config(folder: Path, out: str, **changes: Any) -> pde_recipe.TrainConfig:
@@ -75,6 +85,13 @@ def act(folder: Path) -> None:
 def die(argument: Any) -> None:
     """Without a word, as a process that the system ends for want of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupt_too_early(signals: list[int]) -> None:
+    """Have whoever launched this process told to stop while it does not listen yet."""
+    for number in signals:
+        os.kill(os.getppid(), number)
+    time.sleep(60)
 
 
 def free_port() -> int:

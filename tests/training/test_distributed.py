@@ -175,6 +175,12 @@ def test_a_first_process_that_dies_is_named():
         launch(scenes.die, None, 1)
 
 
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGINT, signal.SIGINT]])
+def test_an_interruption_before_the_training_is_none_of_its_failures(signals):
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted; continue with --resume$"):
+        launch(scenes.interrupt_too_early, signals, 1)
+
+
 def test_an_answer_may_be_of_any_length():
     """A pipe holds 64 KiB; messages may hold what is in a file."""
     assert launch(str, "x" * 10**6, 1) == "x" * 10**6
