@@ -1,8 +1,6 @@
-"""What people pass: arrays of NumPy where tensors are meant, data for a network, words among settings."""
+"""What people pass: arrays of NumPy where tensors are meant, and data for a network."""
 
 from __future__ import annotations
-
-from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 
-__all__ = ["Array", "as_tensor", "check_choices", "check_data"]
+__all__ = ["Array", "as_tensor", "check_data"]
 
 Array = Tensor | np.ndarray
 
@@ -56,20 +54,6 @@ def check_data(network: nn.Module, kspace: Tensor, maps: Tensor) -> None:
         expected = "k-space (batch, coils, H, W), and maps of the same batch or of one slice for all"
         remedy = "keep the axis of the batch for a single slice: kspace[None]"
         raise InputError(expected, f"{shapes[0]} and {shapes[1]}", remedy)
-
-
-def check_choices(config: Any) -> None:
-    """Refuse a word that is none of those its field of a dataclass may hold: Python lets anything in.
-
-    Raises:
-        InputError: the field, its words, and the one found.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        parts = (part for part in (kind, *get_args(kind)) if get_origin(part) is Literal)
-        words = [word for part in parts for word in get_args(part)]
-        value = getattr(config, name)
-        if words and isinstance(value, str) and value not in words:
-            raise InputError(f"{name} out of {', '.join(words)}", repr(value), "choose one")
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FactoredTransform, LinearOperator, SeparableTransform
-from monarch_sciml.mri.inputs import check_choices, check_data
+from monarch_sciml.mri.inputs import check_data
 from monarch_sciml.mri.operators import Sampling, Sensitivity, conjugate_gradients, encoding, normalise
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
 from monarch_sciml.mri.sensitivity import root_sum_of_squares
 from monarch_sciml.nn import LearnedFourier
+from monarch_sciml.training import check_choices
 from monarch_sciml.training.hub import Pretrained, read_settings
 from monarch_sciml.training.model_card import About, count, count_parameters
 

@@ -19,7 +19,6 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import FourierTransform
 from monarch_sciml.mri.classical import sampling_density
 from monarch_sciml.mri.datasets import Slice, SliceDataset, list_files
-from monarch_sciml.mri.inputs import check_choices
 from monarch_sciml.mri.masks import (
     Mask,
     MaskConfig,
@@ -43,6 +42,7 @@ from monarch_sciml.mri.models import (
 from monarch_sciml.mri.regularisers import UNet
 from monarch_sciml.mri.sensitivity import LEAST_CENTRE, estimate_maps, root_sum_of_squares
 from monarch_sciml.training import (
+    check_choices,
     check_device,
     check_run,
     check_settings,

@@ -20,7 +20,6 @@ from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.formats import KSpaceFile, open_kspace
 from monarch_sciml.mri.given_maps import GivenMaps
-from monarch_sciml.mri.inputs import check_choices
 from monarch_sciml.mri.masks import Mask, MaskConfig, MaskOptions, find_acs, volume_seed
 from monarch_sciml.mri.methods import REGULARISED, Method, MethodName, classical_method, trained_method
 from monarch_sciml.mri.metrics import scores
@@ -30,7 +29,7 @@ from monarch_sciml.mri.reports import Report, as_attributes, markdown_table, rea
 from monarch_sciml.mri.sharing import Failed, all_of, sharing
 from monarch_sciml.mri.slices import Reconstructed, Result, reconstruct_slice, with_blanks
 from monarch_sciml.mri.writers import save_pictures, save_reconstruction
-from monarch_sciml.training import check_device, use_paths
+from monarch_sciml.training import check_choices, check_device, use_paths
 from monarch_sciml.training.distributed import refuse, together, world
 
 __all__ = [

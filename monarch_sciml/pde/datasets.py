@@ -268,10 +268,13 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     the FNO benchmark; n_in = n_out = 1 gives every step, as for a Markov model.
 
     Raises:
-        InputError: fewer than n_in + n_out time steps, or a number below 1.
+        InputError: fewer than n_in + n_out time steps, a number below 1, or another kind of data set.
     """
 
     def __init__(self, dataset: TrajectoryDataset, n_in: int, n_out: int, *, stride: int = 1):
+        if not isinstance(dataset, TrajectoryDataset):  # such as the parts of torch's random_split
+            remedy = "choose trajectories with select(slice(start, stop)), or permute the array first"
+            raise InputError("a TrajectoryDataset", type(dataset).__name__, remedy)
         if min(n_in, n_out, stride) < 1:
             raise InputError(
                 "n_in, n_out and stride of at least 1",

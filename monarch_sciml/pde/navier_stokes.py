@@ -26,7 +26,7 @@ MAX_REFINEMENTS = 5  # the step is halved at most this often before an interval 
 
 def gaussian_random_field(
     n_samples: int,
-    resolution: int,
+    resolution: int | tuple[int, int],
     *,
     alpha: float = 2.5,
     tau: float = 7.0,
@@ -37,24 +37,24 @@ def gaussian_random_field(
 ) -> Tensor:
     """Draw initial vorticities w ~ N(0, 2·scale²·τ^(2α−2) (−Δ + τ²)^(−α)), without their mean.
 
-    Returns (n_samples, resolution, resolution). With the defaults the standard deviation is 0.262, the
-    amplitude of the released FNO data; ``scale=1/√2`` gives 0.185, that of the later rewrite of its code.
-    Noise is drawn in float64 on the generator's device (the CPU without one), so a seed means the same field
-    in every dtype and on every device.
+    Returns (n_samples, nx, ny), where ``resolution`` is (nx, ny) or one number for both. With the defaults
+    the standard deviation is 0.262, the amplitude of the released FNO data; ``scale=1/√2`` gives 0.185, that
+    of the later rewrite of its code. Noise is drawn in float64 on the generator's device (the CPU without
+    one), so a seed means the same field in every dtype and on every device.
 
     Source: Li et al. 2020, appendix A.3.3.
     """
-    n = resolution
-    if n_samples < 1 or n < 2 or alpha <= 1 or tau <= 0:
+    nx, ny = _points(resolution)
+    if n_samples < 1 or min(nx, ny) < 2 or alpha <= 1 or tau <= 0:
         raise InputError(
             "n_samples ≥ 1, resolution ≥ 2, alpha > 1 and tau > 0",
-            f"n_samples={n_samples}, resolution={n}, alpha={alpha}, tau={tau}",
+            f"n_samples={n_samples}, resolution={resolution}, alpha={alpha}, tau={tau}",
             "correct these settings",
         )
     source = generator.device if generator is not None else "cpu"
-    noise = torch.randn(n_samples, n, n, 2, generator=generator, dtype=torch.float64, device=source)
-    k = torch.fft.fftfreq(n, d=1 / n, dtype=torch.float64, device=source)
-    spectrum = 4 * math.pi**2 * (k[:, None] ** 2 + k**2) + tau**2
+    noise = torch.randn(n_samples, nx, ny, 2, generator=generator, dtype=torch.float64, device=source)
+    kx, ky = (torch.fft.fftfreq(n, d=1 / n, dtype=torch.float64, device=source) for n in (nx, ny))
+    spectrum = 4 * math.pi**2 * (kx[:, None] ** 2 + ky**2) + tau**2
     amplitude = scale * math.sqrt(2) * tau ** (alpha - 1) * spectrum ** (-alpha / 2)
     amplitude[0, 0] = 0  # the mean vorticity of a periodic flow is zero
     field = torch.fft.ifft2(amplitude * torch.view_as_complex(noise), norm="forward").real
@@ -67,11 +67,15 @@ def standard_forcing(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """The forcing of the benchmark, f(x, y) = 0.1 (sin 2π(x + y) + cos 2π(x + y)), shape (nx, ny)."""
-    nx, ny = (resolution, resolution) if isinstance(resolution, int) else resolution
+    nx, ny = _points(resolution)
     x = torch.arange(nx, dtype=torch.float64)[:, None] / nx
     y = torch.arange(ny, dtype=torch.float64) / ny
     phase = 2 * math.pi * (x + y)
     return (0.1 * (phase.sin() + phase.cos())).to(dtype=dtype, device=device)
+
+
+def _points(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 @torch.no_grad()

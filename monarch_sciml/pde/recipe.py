@@ -19,7 +19,15 @@ from monarch_sciml.pde.metrics import relative_l2
 from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig, can_fuse, spectral_weights
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
 from monarch_sciml.pde.symmetries import Symmetries, apply_symmetry, check_symmetries, n_symmetries
-from monarch_sciml.training import check_device, check_run, check_settings, create_run, is_finished, use_paths
+from monarch_sciml.training import (
+    check_choices,
+    check_device,
+    check_run,
+    check_settings,
+    create_run,
+    is_finished,
+    use_paths,
+)
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
 
@@ -101,6 +109,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         use_paths(self, "data", "out")
+        check_choices(self)
         check_settings(self, LEAST, MOST)
 
     @property

@@ -5,6 +5,7 @@ Knows neither PDEs nor MRI.
 
 from monarch_sciml.training.export import load_weights, save_model
 from monarch_sciml.training.run import (
+    check_choices,
     check_device,
     check_run,
     check_settings,
@@ -18,6 +19,7 @@ from monarch_sciml.training.run import (
 )
 
 __all__ = [
+    "check_choices",
     "check_device",
     "check_run",
     "check_settings",

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -162,11 +162,24 @@ def check_settings(config: Any, least: Mapping[str, float], most: Mapping[str, f
         raise InputError("a positive learning_rate", str(config.learning_rate), "raise --learning-rate")
 
 
+def check_choices(config: Any) -> None:
+    """Refuse a word that is none of those its field of a dataclass may hold: Python lets anything in.
+
+    Raises ``InputError`` with the field and its words.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        parts = (part for part in (kind, *get_args(kind)) if get_origin(part) is Literal)
+        words = [word for part in parts for word in get_args(part)]
+        value = getattr(config, name)
+        if words and isinstance(value, str) and value not in words:
+            raise InputError(f"{name} out of {', '.join(words)}", repr(value), "choose one")
+
+
 def use_paths(config: Any, *names: str) -> None:
-    """Make paths of the strings among these fields of a frozen dataclass: Python lets anything in."""
+    """Make paths of the strings among these fields of a frozen dataclass, as a shell would: with ``~``."""
     for name in names:
-        if isinstance(value := getattr(config, name), str):
-            object.__setattr__(config, name, Path(value))
+        if isinstance(value := getattr(config, name), str | Path):
+            object.__setattr__(config, name, Path(value).expanduser())
 
 
 def check_device(device: str) -> None:

@@ -14,7 +14,7 @@ from trajectory_files import N, T, U, X, Y, field, mat5, mat73, npy, own, pdeben
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde import datasets
-from monarch_sciml.pde.datasets import TrajectoryDataset
+from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -247,6 +247,12 @@ def test_slices_outside(wrong: slice, tmp_path: Path) -> None:
 def test_what_is_no_slice(wrong: object, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"samples= as a slice of the {N} .*found {type(wrong).__name__};"):
         TrajectoryDataset(npy(tmp_path / "mine.npy")).select(wrong)  # type: ignore[arg-type]
+
+
+def test_windows_of_what_is_no_trajectories(tmp_path: Path) -> None:
+    part = torch.utils.data.Subset(TrajectoryDataset(npy(tmp_path / "mine.npy")), [1, 0])
+    with pytest.raises(InputError, match=r"a TrajectoryDataset; found Subset; .*select\(slice"):
+        Windows(part, 1, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("frames", [(7, 7), (3, 2), (0, 8), (7, None), (-8, 2)])

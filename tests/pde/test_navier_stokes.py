@@ -286,6 +286,15 @@ def test_random_field_statistics():
         assert ratio[region].mean().item() == pytest.approx(1, abs=0.06)
 
 
+def test_random_field_on_a_rectangle_has_the_modes_of_the_square():
+    w = gaussian_random_field(400, (16, 9), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert w.shape == (400, 16, 9)
+    power = spectral_power(w).mean(0)
+    for kx, ky in ((1, 0), (0, 1), (2, 0), (0, 2), (1, 1), (-1, 1)):
+        expected = 2 * 7**3 * (4 * math.pi**2 * (kx**2 + ky**2) + 49) ** -2.5
+        assert power[kx, ky].item() == pytest.approx(expected, rel=0.2)
+
+
 def test_random_field_is_reproducible():
     def draw(**options):
         return gaussian_random_field(2, 16, generator=torch.Generator().manual_seed(3), **options)

@@ -127,6 +127,10 @@ def damaged(path: Path, case: str) -> Path:
         ("", {"first_frame": 7}, r"expected .*times"),
         ("", {"frames": 9}, r"expected .*times"),
         ("", {"device": "cuda"}, r"a CUDA device; found none"),
+        ("", {"device": "gpu"}, r"device out of auto, cpu, cuda; found 'gpu'"),
+        ("", {"protocol": "C"}, r"protocol out of A, B; found 'C'"),
+        ("", {"symmetries": "all"}, r"symmetries out of none, .*; found 'all'"),
+        ("", {"model": "fno_monarch"}, r"model out of fno, fno-monarch, .*; found 'fno_monarch'"),
     ],
 )
 def test_refusals_leave_nothing_behind(tmp_path, monkeypatch, case, changes, match):

@@ -17,6 +17,7 @@ from monarch_sciml.training import (
     is_finished,
     read_config,
     read_json,
+    use_paths,
 )
 from monarch_sciml.training.run import write_json
 
@@ -53,6 +54,13 @@ def test_directory_holds_the_configuration_and_the_versions(tmp_path):
     assert saved["environment"]["torch"] == torch.__version__
     assert read_config(config.out) == saved["config"]
     assert not is_finished(config.out)
+
+
+def test_paths_begin_at_home_where_they_say_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = Config("~/run", Path("~") / "data.npy")  # type: ignore[arg-type]
+    use_paths(config, "out", "data")
+    assert (config.out, config.data) == (tmp_path / "run", tmp_path / "data.npy")
 
 
 def test_empty_directory_is_welcome(tmp_path):
