@@ -84,7 +84,7 @@ class TrainConfig:
     n_test: int = 4
     """Hold out the last so many; reported after every epoch, nothing is selected by them."""
     held_out: Path | None = None
-    """Hold out this folder instead, such as fastMRI's multicoil_val."""
+    """Hold out the last of this folder instead, such as fastMRI's multicoil_val."""
     acquisition: str | None = None
     """Only volumes of this acquisition, such as AXT2."""
     shape: tuple[int, int] | None = None
@@ -187,8 +187,9 @@ class MapCache:
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run directory.
 
-    Every check of the data and the model happens before the run directory is made. Slices of zeros, and those
-    with a target of zeros, are left out, and a warning says which. Raises ``InputError``, and
+    The settings, the shapes of all files and a first slice of them are checked before the run directory is
+    made, other slices when they are read. Those of zeros, or with a target of zeros, are left out, and a
+    warning says which. Raises ``InputError``, and
     ``KeyboardInterrupt`` when interrupted.
     """
     check_choices(config)
