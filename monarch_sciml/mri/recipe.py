@@ -189,8 +189,7 @@ def train(config: TrainConfig) -> Path:
 
     The settings, the shapes of all files and a first slice of them are checked before the run directory is
     made, other slices when they are read. Those of zeros, or with a target of zeros, are left out, and a
-    warning says which. Raises ``InputError``, and
-    ``KeyboardInterrupt`` when interrupted.
+    warning says which. Raises ``InputError``, and ``KeyboardInterrupt`` when interrupted.
     """
     check_choices(config)
     if config.devices > 1 and world()[1] == 1:
