@@ -83,7 +83,7 @@ def kept(name: str) -> dict[Case, Run]:
     runs = {}
     for row in read_json(path)["runs"] if path.exists() else []:
         case = Case(**{f.name: row[f.name] for f in fields(Case) if f.name in row})
-        result = Evaluation(**{f.name: row[f.name] for f in fields(Evaluation)})
+        result = Evaluation(**{f.name: row[f.name] for f in fields(Evaluation) if f.name in row})
         further = row["beyond"] and beyond.Beyond(**row["beyond"])
         runs[case] = Run(result, further, [(s, e) for s, e in row.get("curve", [])])
     return runs

@@ -1,5 +1,6 @@
 """Evaluation: exported models → one-step and rollout errors, spectra → JSON, Markdown table, plots."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from tqdm import tqdm
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows
-from monarch_sciml.pde.metrics import energy_spectrum
-from monarch_sciml.pde.models import FramePredictor, count_parameters
+from monarch_sciml.pde.metrics import energy_spectrum, relative_l2
+from monarch_sciml.pde.models import FramePredictor, channel_units, count_parameters
 from monarch_sciml.pde.recipe import TrainConfig, chosen, digest, loaded, split
 from monarch_sciml.pde.rollouts import one_step_errors, rollout_errors
 from monarch_sciml.training import is_finished, last_row, read_config, read_json, use_paths, write_json
@@ -88,6 +89,9 @@ class Evaluation:
     spectrum: list[float] | None
     """Energy spectrum of the last predicted frame (2-D, one channel), and of the true one."""
     true_spectrum: list[float] | None
+    rollout_per_channel: list[float | None] | None = None
+    """Of each of several channels by itself, whose own errors the rest leaves together, each in units of its
+    standard deviation in the training; None of one that is zero in some trajectory."""
 
 
 def evaluate(config: EvaluateConfig) -> list[Evaluation]:
@@ -262,22 +266,25 @@ def _evaluation(
 ) -> tuple[Evaluation, tuple[Tensor, Tensor]]:
     """The errors of ``model`` on ``held_out``, and an example."""
     n_in, alone = model.config.n_in, _is_model(run)
-    per_frame, per_block, one_step, spectra = [], [], [], []
+    per_frame, per_block, per_channel, one_step, spectra = [], [], [], [], []
     examples: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         hidden = None if progress else True  # None: where there is no terminal
         loader = DataLoader(Windows(held_out, n_in, held_out.n_times - n_in), settings.batch)
         for context, target in tqdm(loader, run.name, unit="batch", disable=hidden, leave=False):
             trajectories = torch.cat((context, target), dim=1)
-            prediction, frames, blocks = rollout_errors(model, trajectories, n_in)
+            units = channel_units(model.config.scale, trajectories)
+            prediction, frames, blocks = rollout_errors(model, trajectories, n_in, units=units)
+            per_channel.append(relative_l2(prediction.transpose(1, 2), target.transpose(1, 2), first_dim=2))
             per_frame.append(frames)
             per_block.append(blocks)
-            one_step.append(one_step_errors(model, trajectories, n_in))
+            one_step.append(one_step_errors(model, trajectories, n_in, units=units))
             examples = examples or [(target[0, :, 0], prediction[0, :, 0])]
             if target.shape[2] == 1 and target.ndim == 5:
                 last = torch.stack((target[:, -1, 0], prediction[:, -1, 0]))
                 spectra.append(energy_spectrum(last.double()))  # (2, B, κ)
     blocks, frames, steps = torch.cat(per_block), torch.cat(per_frame).mean(0), torch.cat(one_step).mean(0)
+    channels = [e if math.isfinite(e) else None for e in torch.cat(per_channel).mean(0).tolist()]
     true, predicted = torch.cat(spectra, dim=1).mean(1).tolist() if spectra else (None, None)
     times = (held_out.times if held_out.times is not None else torch.arange(held_out.n_times))[n_in:]
     result = Evaluation(
@@ -298,8 +305,13 @@ def _evaluation(
         times=[float(t) for t in times],
         spectrum=predicted,
         true_spectrum=true,
+        rollout_per_channel=None if len(channels) == 1 else channels,
     )
     return result, examples[0]
+
+
+def _listed(errors: Sequence[float | None]) -> str:
+    return ", ".join("none, as it is zero" if error is None else f"{error:.4f}" for error in errors)
 
 
 def markdown_table(results: Sequence[Evaluation]) -> str:
@@ -324,4 +336,11 @@ def markdown_table(results: Sequence[Evaluation]) -> str:
         f"Relative L2 errors over {r.trajectories} held-out trajectories on {grid} points, mean ± standard "
         f"error; rollout over {len(r.times)} frames, t = {r.times[0]:g} … {r.times[-1]:g}.",
     ]
+    if r.rollout_per_channel:
+        lines += [
+            "All channels together, each in units of its standard deviation in the training. Rollout errors "
+            "of each by itself:",
+            "",
+        ]
+        lines += [f"* {run.run}: {_listed(run.rollout_per_channel or [])}" for run in results]
     return "\n".join(lines) + "\n"

@@ -7,9 +7,9 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.pde.datasets import TrajectoryDataset
 from monarch_sciml.training.model_card import count
 
-__all__ = ["check_periodic", "check_targets", "doubts", "summary"]
+__all__ = ["check_periodic", "check_targets", "doubts", "moments", "summary"]
 
-FAR = 10.0  # between standard deviations, or of a mean in them: beyond that a warning
+FAR = 10.0  # between the frames of a pair, or of a mean in standard deviations: beyond that a warning
 GUESSED = ("NumPy", "HDF5", "PyTorch")  # formats that do not name their axes
 MATLAB = ("MATLAB 5", "MATLAB 7.3")  # nor do these; with four, time is known to be the last
 
@@ -58,8 +58,8 @@ def doubts(training: TrajectoryDataset, *, guessed: bool, every: int = 1) -> lis
     """A line for each thing that is probably not meant so; reads all trajectories.
 
     Steps in time that differ, which the model takes for equal; with ``guessed`` axes an array that may have
-    others; every so many points of a grid that has both ends, or has not; two frames, or channels, of very
-    different size, or far from zero, for there is one scale for all.
+    others; every so many points of a grid that has both ends, or has not; two frames of very
+    different size, for there is one scale for both; values far from zero.
     """
     name = training.path.name
     found = [
@@ -68,14 +68,8 @@ def doubts(training: TrajectoryDataset, *, guessed: bool, every: int = 1) -> lis
         *_both_ends(training, every),
         *_unlike_frames(training),
     ]
-    mean, square = _moments(training)
+    mean, square = moments(training)
     deviation = (square - mean**2).clamp_min(0).sqrt()
-    low, high = deviation.min().item(), deviation.max().item()
-    if high > FAR * low:
-        found.append(
-            f"standard deviations of the channels are {low:.3g} to {high:.3g}, and all are divided by one "
-            "number: the small ones will hardly be learned; divide each channel by its own"
-        )
     far = (mean.abs() - FAR * deviation).argmax()
     if mean[far].abs() > FAR * deviation[far]:
         which = f"of channel {far} (the first is 0)" if training.channels > 1 else "of the values"
@@ -86,7 +80,7 @@ def doubts(training: TrajectoryDataset, *, guessed: bool, every: int = 1) -> lis
     return [f"{name}: {line}" for line in found]
 
 
-def _moments(dataset: TrajectoryDataset) -> Tensor:
+def moments(dataset: TrajectoryDataset) -> Tensor:
     """Mean of the values and of their squares, for each channel, in double precision."""
     sums = torch.zeros(2, dataset.channels, dtype=torch.float64)
     for trajectory in dataset:

@@ -10,11 +10,14 @@ from monarch_sciml.errors import InputError
 __all__ = ["energy_spectrum", "relative_l2"]
 
 
-def relative_l2(prediction: Tensor, target: Tensor, *, first_dim: int = 1) -> Tensor:
+def relative_l2(
+    prediction: Tensor, target: Tensor, *, first_dim: int = 1, units: Tensor | None = None
+) -> Tensor:
     """``‖p − y‖₂ / ‖y‖₂`` over the dimensions from ``first_dim`` on; one number per leading index.
 
     ``first_dim=1`` on (N, T, C, *grid) compares whole space-time blocks, the number most tables print;
-    ``first_dim=2`` gives the error of each frame. A target that is zero everywhere gives nan or inf.
+    ``first_dim=2`` gives the error of each frame. Both are divided by ``units`` before, such as (C, *1) for
+    channels of different size. A target that is zero everywhere gives nan or inf.
     """
     if prediction.shape != target.shape:
         raise InputError(
@@ -22,6 +25,8 @@ def relative_l2(prediction: Tensor, target: Tensor, *, first_dim: int = 1) -> Te
             f"{tuple(prediction.shape)}",
             "compare on the same grid and times",
         )
+    if units is not None:
+        prediction, target = prediction / units, target / units
     y = target.flatten(first_dim)
     unit = _unit(y)
     return ((prediction.flatten(first_dim) - y) / unit).norm(dim=-1) / (y / unit).norm(dim=-1)

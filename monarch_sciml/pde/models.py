@@ -111,13 +111,17 @@ class ModelConfig:
     """Per axis, and ``layers``: of Fourier neural operators; the others have the depth of their sources."""
     width: int
     layers: int
-    scale: float = 1.0
+    scale: float | tuple[float, ...] = 1.0
+    """What frames are divided by: one number, or one for each channel."""
     residual: bool = False
 
     def build(self) -> "FramePredictor":
         """A freshly initialised model; torch's global random state decides the weights."""
         if self.kind not in get_args(Kind):
             raise InputError(f"a model among {', '.join(get_args(Kind))}", repr(self.kind), "choose one")
+        if isinstance(self.scale, tuple) and len(self.scale) != self.channels:
+            found = f"{len(self.scale)}"
+            raise InputError(f"one scale, or one for each of {self.channels} channels", found, "correct it")
         operator = self._operator() if self.kind in ("fno", "fno-monarch") else self._convolutional()
         return FramePredictor(operator, self)
 
@@ -155,12 +159,17 @@ class ModelConfig:
         return network
 
 
+def channel_units(scale: float | tuple[float, ...], frames: Tensor) -> Tensor | None:
+    """The scale of each channel of frames (B, T, C, *grid), as a tensor (C, *1); None if one serves all."""
+    return frames.new_tensor(scale).view(-1, *[1] * (frames.ndim - 3)) if isinstance(scale, tuple) else None
+
+
 class FramePredictor(Pretrained):
     """Frames in, next frame out: (B, n_in, C, *grid) → (B, C, *grid).
 
-    Frames become channels of the operator, divided by ``scale``, the standard deviation of the training data.
-    With ``residual`` the operator predicts the change since the last frame. Frames have the dtype of the
-    weights, float32; a forward pass under autocast converts.
+    Frames become channels of the operator, divided by ``scale``, the standard deviation of the training data,
+    of each channel where there are several. With ``residual`` the operator predicts the change since the last
+    frame. Frames have the dtype of the weights, float32; a forward pass under autocast converts.
     """
 
     def __init__(self, operator: nn.Module, config: ModelConfig):
@@ -182,7 +191,9 @@ class FramePredictor(Pretrained):
         check_dtype(frames, next(self.parameters()).dtype.to_real())
         if frames.shape[0] == 0:  # len(frames) would bind an exported model to one number of samples
             return frames[:, -1]
-        change = self.operator(frames.flatten(1, 2) / c.scale) * c.scale
+        units = channel_units(c.scale, frames)
+        scale = c.scale if units is None else units
+        change = self.operator((frames / scale).flatten(1, 2)) * scale
         return frames[:, -1] + change if c.residual else change
 
     @classmethod

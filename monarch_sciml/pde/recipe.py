@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from monarch_sciml.errors import InputError, one_line
 from monarch_sciml.nn import LearnedTransform
 from monarch_sciml.pde.datasets import TrajectoryDataset, Windows, train_test_split
-from monarch_sciml.pde.inspection import check_periodic, check_targets, doubts, summary
+from monarch_sciml.pde.inspection import check_periodic, check_targets, doubts, moments, summary
 from monarch_sciml.pde.metrics import relative_l2
-from monarch_sciml.pde.models import FramePredictor, Kind, ModelConfig, can_fuse, spectral_weights
+from monarch_sciml.pde.models import (
+    FramePredictor,
+    Kind,
+    ModelConfig,
+    can_fuse,
+    channel_units,
+    spectral_weights,
+)
 from monarch_sciml.pde.rollouts import one_step_errors, rollout, rollout_errors
 from monarch_sciml.pde.symmetries import Symmetries, apply_symmetry, check_symmetries, n_symmetries
 from monarch_sciml.training import (
@@ -149,12 +157,13 @@ def _train(config: TrainConfig) -> Path:
     if is_finished(config.out):
         return config.out
     predictor, training, held_out = together(_prepare, config)
-    scale = predictor.config.scale
     steps = training.n_times - config.n_in
     windows = Windows(training, config.n_in, steps if config.protocol == "A" else 1)
     whole = Windows(held_out, config.n_in, steps)
 
-    data = {"grid": training.grid, "frames": training.n_times, "standard deviation": f"{scale:.6g}"}
+    scale = predictor.config.scale
+    deviation = ", ".join(f"{s:.6g}" for s in (scale if isinstance(scale, tuple) else (scale,)))
+    data = {"grid": training.grid, "frames": training.n_times, "standard deviation": deviation}
     data |= {"training": digest(training), "held out": digest(held_out)}
     run = create_run(config.out, config, data)
     if world()[0] == 0:
@@ -165,8 +174,8 @@ def _train(config: TrainConfig) -> Path:
 
     from monarch_sciml.training.loop import Task, fit  # Lightning: only when training
 
-    loss, optimiser = _loss(config.noise * scale, config.symmetries), _optimiser(config)
-    task = Task(predictor, loss, _held_out_errors, optimiser, seed=config.seed)
+    loss, errors = _loss(config.noise, config.symmetries, scale), partial(_held_out_errors, scale=scale)
+    task = Task(predictor, loss, errors, _optimiser(config), seed=config.seed)
     fit(
         task,
         windows,
@@ -193,7 +202,7 @@ def _prepare(config: TrainConfig) -> tuple[FramePredictor, TrajectoryDataset, Tr
     check_symmetries(config.symmetries, training.grid, training.channels)
     if config.symmetries != "none":
         check_periodic(training, config.every)
-    scale = _standard_deviation(training)
+    scale = _standard_deviations(training)
     torch.manual_seed(config.seed)
     predictor = ModelConfig(
         kind=config.model,
@@ -251,43 +260,46 @@ def digest(dataset: TrajectoryDataset) -> str:
     return found.hexdigest()[:16]
 
 
-def _standard_deviation(dataset: TrajectoryDataset) -> float:
-    """Of all training values, by accumulating per trajectory."""
-    moments = []
-    for trajectory in dataset:  # numbers, as tensors would lie between what is given back
-        w = trajectory.double()
-        moments.append((w.mean().item(), w.square().mean().item()))
-    mean, square = torch.tensor(moments, dtype=torch.float64).mean(0).tolist()
-    variance = square - mean**2
-    if not variance > 1e-12 * square:  # below that it is rounding
+def _standard_deviations(dataset: TrajectoryDataset) -> float | tuple[float, ...]:
+    """Of all training values, or of each channel; of one that does not vary, that of all."""
+    mean, square = moments(dataset)
+    variance, total = square - mean**2, (square.mean() - mean.mean() ** 2).item()
+    if not total > 1e-12 * square.mean():  # below that it is rounding
         raise InputError("training data that vary", "a constant field", "check the data")
-    return variance**0.5
+    if dataset.channels == 1:
+        return total**0.5
+    return tuple(variance.where(variance > 1e-12 * square, total).sqrt().tolist())
 
 
-def _loss(noise: float, symmetries: Symmetries = "none"):
+def _loss(noise: float, symmetries: Symmetries = "none", scale: float | tuple[float, ...] = 1.0):
     """Mean over the batch of the per-frame relative L2, summed over the steps of the rollout.
 
-    ``noise`` is the standard deviation, in the data's units, of what is added to the input frames.
+    ``noise`` is the standard deviation of what is added to the input frames, in those of the data, ``scale``.
     """
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor], draw: Draw) -> Tensor:
         context, target = batch
+        units = channel_units(scale, target)
         if symmetries != "none":
             elements = draw.integers(n_symmetries(symmetries, context.shape[-1]))
             context, target = (apply_symmetry(frames, symmetries, elements) for frames in batch)
         if noise:
-            context = context + noise * draw.normal(context)
+            deviation: Any = scale if units is None else units
+            context = context + noise * deviation * draw.normal(context)
         prediction = rollout(model, context, target.shape[1])
-        return relative_l2(prediction, target, first_dim=2).sum(dim=1).mean()
+        return relative_l2(prediction, target, first_dim=2, units=units).sum(dim=1).mean()
 
     return loss
 
 
-def _held_out_errors(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    trajectories = torch.cat(batch, dim=1)
-    n_in = batch[0].shape[1]
-    _, _, block = rollout_errors(model, trajectories, n_in)
-    return {"one_step": one_step_errors(model, trajectories, n_in).mean(), "rollout": block.mean()}
+def _held_out_errors(
+    model: nn.Module, batch: tuple[Tensor, Tensor], scale: float | tuple[float, ...] = 1.0
+) -> dict[str, Tensor]:
+    trajectories, n_in = torch.cat(batch, dim=1), batch[0].shape[1]
+    units = channel_units(scale, trajectories)
+    _, _, block = rollout_errors(model, trajectories, n_in, units=units)
+    one_step = one_step_errors(model, trajectories, n_in, units=units)
+    return {"one_step": one_step.mean(), "rollout": block.mean()}
 
 
 def _optimiser(config: TrainConfig):

@@ -32,19 +32,24 @@ def rollout(model: Predictor, context: Tensor, steps: int) -> Tensor:
     return torch.stack(frames, dim=1)
 
 
-def one_step_errors(model: Predictor, trajectories: Tensor, n_in: int) -> Tensor:
-    """Relative L2 of each frame predicted from the true ones before it: (B, T − n_in)."""
+def one_step_errors(
+    model: Predictor, trajectories: Tensor, n_in: int, *, units: Tensor | None = None
+) -> Tensor:
+    """Relative L2 of each frame predicted from the true ones before it, in ``units``: (B, T − n_in)."""
     steps = trajectories.shape[1] - n_in
     frames = [model(trajectories[:, s : s + n_in]) for s in range(steps)]
-    return relative_l2(torch.stack(frames, dim=1), trajectories[:, n_in:], first_dim=2)
+    return relative_l2(torch.stack(frames, dim=1), trajectories[:, n_in:], first_dim=2, units=units)
 
 
-def rollout_errors(model: Predictor, trajectories: Tensor, n_in: int) -> tuple[Tensor, Tensor, Tensor]:
+def rollout_errors(
+    model: Predictor, trajectories: Tensor, n_in: int, *, units: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Roll out from the first n_in frames to the end.
 
     Returns the predictions (B, steps, C, *grid), the relative L2 of every frame (B, steps), and that over the
-    whole block (B,).
+    whole block (B,), both in ``units``.
     """
     target = trajectories[:, n_in:]
     prediction = rollout(model, trajectories[:, :n_in], target.shape[1])
-    return prediction, relative_l2(prediction, target, first_dim=2), relative_l2(prediction, target)
+    of_frames = relative_l2(prediction, target, first_dim=2, units=units)
+    return prediction, of_frames, relative_l2(prediction, target, units=units)

@@ -10,6 +10,7 @@ import dataclasses
 import re
 import tempfile
 import textwrap
+import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -225,7 +226,7 @@ def read_settings(kind: type[T], content: Mapping[str, Any]) -> T:
 
     Raises ``InputError`` for a setting that is missing, unknown, of another type, or takes for ever to build.
     """
-    types = typing.get_type_hints(kind)
+    kinds = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     if wrong := (content.keys() - fields.keys()) | (needed - content.keys()):
@@ -236,8 +237,8 @@ def read_settings(kind: type[T], content: Mapping[str, Any]) -> T:
     for name, value in values.items():
         if name in DEEPEST and isinstance(value, int) and value > DEEPEST[name]:
             raise InputError(f"{name} up to {DEEPEST[name]}", _short(value), "check the settings")
-        if not _fits(value, types[name]):
-            expected = f"{name} of the type {types[name]}".replace("typing.", "").replace(
+        if not _fits(value, kinds[name]):
+            expected = f"{name} of the type {kinds[name]}".replace("typing.", "").replace(
                 "<class 'int'>", "int"
             )
             raise InputError(expected, _short(content[name]), "check the settings")
@@ -250,6 +251,8 @@ def _short(value: Any) -> str:
 
 def _fits(value: Any, kind: Any) -> bool:
     inner = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, one) for one in inner)
     if typing.get_origin(kind) is Literal:
         return value in inner
     if inner:  # a tuple

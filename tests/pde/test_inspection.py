@@ -48,15 +48,8 @@ def test_training_says_it_unless_quiet(data, tmp_path, capsys):
 
 def test_nothing_to_doubt(data):
     assert said(data) == []
-    assert doubts(channels(waves(), 9 * waves()), guessed=True) == []
+    assert doubts(channels(waves(), 1e-5 * waves()), guessed=True) == []  # each has its own scale
     assert doubts(channels(5 * waves().std() + waves()), guessed=True) == []
-
-
-@pytest.mark.parametrize("factor", [1e-5, 0.05, 30.0])
-def test_channels_of_very_different_size(factor):
-    (line,) = doubts(channels(waves(), factor * waves(seed=1)), guessed=True)
-    assert "standard deviations of the channels are" in line
-    assert "divide each channel by its own" in line
 
 
 def test_values_far_from_zero(tmp_path):

@@ -92,6 +92,15 @@ def test_state_holds_tensors_only(kind):
     assert set(wrapped) == {f"model.{name}" for name in state}
 
 
+def test_each_channel_has_its_own_scale():
+    units, frames = torch.tensor([2.0, 0.25])[:, None, None], torch.randn(3, 3, 2, 12, 10)
+    torch.manual_seed(0)
+    plain = dataclasses.replace(SMALL, scale=1.0, residual=True).build()
+    torch.manual_seed(0)
+    scaled = dataclasses.replace(SMALL, scale=(2.0, 0.25), residual=True).build()
+    torch.testing.assert_close(scaled(units * frames), units * plain(frames))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_prediction_scales_with_the_data(kind):
     """Divided by ``scale`` before the operator and multiplied after it; frames become channels."""
@@ -194,7 +203,8 @@ def test_unknown_kind():
 
 @pytest.fixture(params=KINDS)
 def exported(request, tmp_path) -> tuple[FramePredictor, Path]:
-    model = config(request.param, residual=request.param == "fno").build().eval()
+    scale = (0.5, 3.0) if request.param == "fno-monarch" else 2.5
+    model = config(request.param, residual=request.param == "fno", scale=scale).build().eval()
     return model, model.save_pretrained(tmp_path / "model")
 
 
@@ -227,6 +237,8 @@ def test_export_round_trip(exported):
         ({"grid": 12}, r"grid of the type tuple\[int, ...\]; found 12"),
         ({"scale": float("nan")}, r"scale of the type .*; found nan"),
         ({"scale": 0}, r"scale of the type .*; found 0"),
+        ({"scale": [1.0, 0.0]}, r"scale of the type .*; found \[1.0, 0.0\]"),
+        ({"scale": [1.0, 2.0, 3.0]}, r"one for each of \d channels; found 3"),
         ({"residual": 1}, r"residual of the type .*; found 1"),
         ({"kind": "mlp"}, r"kind of the type Literal\['fno', .*'resnet'\]; found 'mlp'"),
         ({"modes": 11}, r"at most 10 modes on a grid of \(12, 10\); found modes=11; check .*config.json"),

@@ -245,7 +245,12 @@ def test_noise_is_on_the_input_alone_and_of_the_size_asked_for():
 def test_noise_is_relative_to_the_standard_deviation_of_the_data(tmp_path, monkeypatch):
     """So a training of the same data in other units is the same training."""
     losses, noises, original = [], [], recipe._loss
-    monkeypatch.setattr(recipe, "_loss", lambda noise, *rest: noises.append(noise) or original(noise, *rest))
+
+    def noted(noise, symmetries, scale):
+        noises.append(noise * scale)
+        return original(noise, symmetries, scale)
+
+    monkeypatch.setattr(recipe, "_loss", noted)
     for units in (1, 64):
         np.save(tmp_path / f"{units}.npy", units * waves())
         settings = {**SETTINGS, "epochs": 1, "noise": 0.5}
