@@ -133,9 +133,18 @@ def test_an_empty_batch_stays_empty(kind):
     assert model(torch.zeros(0, 3, 2, 16, 16)).shape == (0, 2, 16, 16)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["fno-monarch", "unet", "tf-net", "resnet"])
+def test_it_compiles_without_breaks_of_the_graph(kind):
+    model = config(kind, grid=(16, 18), width=4, layers=1, scale=(0.5, 3.0)).build().eval()
+    frames = torch.randn(5, 3, 2, 16, 18)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(frames), model(frames))
+
+
 @pytest.mark.parametrize("kind", ["fno-monarch", "unet", "tf-net", "resnet"])
 def test_an_exported_program_takes_any_number_of_samples(kind):
-    model = config(kind, grid=(16, 18), width=4, layers=1).build().eval()
+    model = config(kind, grid=(16, 18), width=4, layers=1, scale=(0.5, 3.0)).build().eval()
     frames = torch.randn(5, 3, 2, 16, 18)
     exported = torch.export.export(model, (frames[:2],), dynamic_shapes=({0: torch.export.Dim("samples")},))
     torch.testing.assert_close(exported.module()(frames), model(frames))
