@@ -42,10 +42,11 @@ RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "runs" / "transform_abla
 SEEDS = (0, 1, 2)
 # what the conclusions rest on has all seeds, the rest shows which way it goes
 SEEDED = ("fixed", "fixed-fast", "gains", "x0.3", "x1", "fast")
+SEEDED += ("padded", "padded-x1")
 SEEDED += ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise", "fixed-axes", "axes")
 RATE, BATCH = 5e-3, 20
 FEW = ("fixed", "padded", "fixed-fast", "x0.3", "x1", "dense")
-WALLS = ("padded", "sines", "sines-fast")
+WALLS = ("padded", "padded-x1", "sines", "sines-fast")
 NOISE = ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise")
 MIXING = ("fixed-blocks", "blocks", "fixed-axes", "axes")
 NOT_OF_FRAMES = (*WALLS, *NOISE, "x3", "penalty", "fixed-blocks", "blocks")

@@ -54,6 +54,11 @@ def fixed(model: nn.Module) -> None:
 def padded(model: nn.Module) -> None:
     """The FNO's own remedy where there are walls: a quarter of zeros beyond each axis, cut off at the end."""
     fixed(model)
+    widened(model)
+
+
+def widened(model: nn.Module) -> None:
+    """The same, with transforms that learn."""
     model.operator = Padded(model.operator)
 
 
@@ -273,6 +278,7 @@ class Variant:
 VARIANTS = {
     "fixed": Variant("fixed, the FNO", fixed),
     "padded": Variant("fixed, padded by a quarter", padded),
+    "padded-x1": Variant("learned, rate × 1, padded by a quarter", widened, rate=1.0),
     "fixed-fast": Variant("fixed, spectral weights × 3", fixed, spectral=3.0),
     "small": Variant("fixed, small spectral weights at first", small),
     "sines": Variant("fixed, sine transforms", sines),
