@@ -6,6 +6,7 @@ A mask is boolean and acts on centred k-space (..., H, W): a pattern (1, W) keep
 
 import math
 import operator
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -281,7 +282,7 @@ def load_mask(path: Path, shape: tuple[int, int]) -> Mask:
     Raises:
         InputError: no such file, a damaged one, other values than 0 and 1, no 1, or another shape.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         pair = bart.pair(path)
         for part in pair or [path]:

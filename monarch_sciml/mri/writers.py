@@ -49,7 +49,7 @@ def save_reconstruction(
     Raises:
         InputError: an image of another shape, a complex one, NaN or infinity, too few or too many slices.
     """
-    path, written = Path(path).expanduser(), 0
+    path, written = Path(os.path.expanduser(path)), 0
     with _hdf5(path) as file:
         images = file.create_dataset("reconstruction", (n_slices, *shape), np.float32)
 
@@ -121,7 +121,7 @@ def write_volume(
         arrays["mask"] = sampled
     xml = write_header((height, width, slices), recon) if header is None else header
     parse_header(xml)  # what is refused when read is not written
-    with _hdf5(Path(path).expanduser()) as file:
+    with _hdf5(Path(os.path.expanduser(path))) as file:
         for name, array in arrays.items():
             file[name] = array
         file["ismrmrd_header"] = xml
@@ -151,7 +151,7 @@ def save_png(path: PathLike, image: Array, window: tuple[float, float] | None = 
     grey = np.clip((pixels - low) / (high - low if high > low else 1.0), 0, 1)
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", NOTICE)
-    with whole_file(Path(path).expanduser()) as partial:
+    with whole_file(Path(os.path.expanduser(path))) as partial:
         Image.fromarray(np.round(255 * grey).astype(np.uint8)).save(partial, format="PNG", pnginfo=text)
 
 
@@ -171,7 +171,7 @@ def save_nifti(path: PathLike, volume: Array | h5py.Dataset, spacing: tuple[floa
     """
     import nibabel
 
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.name.endswith((".nii", ".nii.gz")):
         raise InputError("a file name ending in .nii or .nii.gz", path.name, "rename it")
     if volume.ndim != 3 or 0 in volume.shape:

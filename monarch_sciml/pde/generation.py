@@ -116,7 +116,7 @@ def generate(
         InputError: the path cannot be written, another process is writing it, or a file of another
             configuration is in the way.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix not in (".h5", ".hdf5"):
         raise InputError("a file name ending in .h5 or .hdf5", path.name, "rename the output")
     rank, size = world()

@@ -6,6 +6,7 @@ Those are curves with a band over the seeds, and what a learned transform became
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def save_figure(figure: Figure, path: Path, *, dpi: int = 120) -> None:
         InputError: for a format that matplotlib does not write, or a directory that is not there.
     """
     known = figure.canvas.get_supported_filetypes()
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     kind = path.suffix[1:].lower()
     if kind not in known:
         raise InputError("a picture .png, .pdf or .svg", path.name, "change the ending")

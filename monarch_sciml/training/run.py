@@ -7,6 +7,7 @@ when the training is complete).
 import csv
 import dataclasses
 import json
+import os
 import platform
 import shlex
 from collections.abc import Iterator, Mapping
@@ -179,7 +180,7 @@ def use_paths(config: Any, *names: str) -> None:
     """Make paths of the strings among these fields of a frozen dataclass, as a shell would: with ``~``."""
     for name in names:
         if isinstance(value := getattr(config, name), str | Path):
-            object.__setattr__(config, name, Path(value).expanduser())
+            object.__setattr__(config, name, Path(os.path.expanduser(value)))
 
 
 def check_device(device: str) -> None:

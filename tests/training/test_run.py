@@ -61,6 +61,9 @@ def test_paths_begin_at_home_where_they_say_so(monkeypatch, tmp_path):
     config = Config("~/run", Path("~") / "data.npy")  # type: ignore[arg-type]
     use_paths(config, "out", "data")
     assert (config.out, config.data) == (tmp_path / "run", tmp_path / "data.npy")
+    nobody = Config(Path("~nobody of this name/run"))
+    use_paths(nobody, "out")
+    assert nobody.out == Path("~nobody of this name/run")  # as a shell leaves it
 
 
 def test_empty_directory_is_welcome(tmp_path):
