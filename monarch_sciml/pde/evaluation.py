@@ -90,8 +90,8 @@ class Evaluation:
     """Energy spectrum of the last predicted frame (2-D, one channel), and of the true one."""
     true_spectrum: list[float] | None
     rollout_per_channel: list[float | None] | None = None
-    """Of each of several channels by itself, whose own errors the rest leaves together, each in units of its
-    standard deviation in the training; None of one that is zero in some trajectory."""
+    """Of each of several channels by itself, where all other errors take them together, each in units of its
+    standard deviation in the training; None of a channel that is zero in some trajectory."""
 
 
 def evaluate(config: EvaluateConfig) -> list[Evaluation]:

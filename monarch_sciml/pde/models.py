@@ -120,8 +120,8 @@ class ModelConfig:
         if self.kind not in get_args(Kind):
             raise InputError(f"a model among {', '.join(get_args(Kind))}", repr(self.kind), "choose one")
         if isinstance(self.scale, tuple) and len(self.scale) != self.channels:
-            found = f"{len(self.scale)}"
-            raise InputError(f"one scale, or one for each of {self.channels} channels", found, "correct it")
+            expected = f"one scale, or one for each of {self.channels} channels"
+            raise InputError(expected, f"{len(self.scale)}", "correct it")
         operator = self._operator() if self.kind in ("fno", "fno-monarch") else self._convolutional()
         return FramePredictor(operator, self)
 
