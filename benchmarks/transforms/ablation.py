@@ -299,9 +299,10 @@ def time_to(mine: list[Result], targets: dict[int, float]) -> str:
 
 def plot(results: dict[Case, Result]) -> None:
     """Rollout error on held-out trajectories against seconds of training, a panel for each problem."""
-    names = list(dict.fromkeys(case.problem for case in results))
-    figure = new_figure(13, 3.4 * -(-len(names) // 3) + 0.3)
+    names, titles = list(dict.fromkeys(case.problem for case in results)), [VARIANTS[v].title for v in SHOWN]
+    figure = new_figure(13, 3.4 * -(-len(names) // 3) + 0.6)
     panels = figure.subplots(-(-len(names) // 3), min(3, len(names)), squeeze=False).flatten()
+    lines = {}
     for axes, name in zip(panels, names, strict=False):
         found, curves = rows(name, results), {}
         for variant in (v for v in SHOWN if v in found):
@@ -313,10 +314,22 @@ def plot(results: dict[Case, Result]) -> None:
         axes.set_yscale("log")
         axes.set_title(PROBLEMS[name].title, fontsize=9)
         plain(axes)
-        draw_curves(axes, curves, [VARIANTS[variant].title for variant in SHOWN])
-        axes.legend(frameon=False, fontsize=7)
+        draw_curves(axes, curves, titles)
+        axes.get_legend().remove()  # one for all panels
+        lines |= dict(zip(curves, axes.lines, strict=True))
     for axes in panels[len(names) :]:
         axes.set_visible(False)
+    shown = [title for title in titles if title in lines]
+    note = "mean of the seeds, band: lowest to highest; a line without a band is one seed"
+    figure.legend(
+        [lines[title] for title in shown],
+        shown,
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+        title=note,
+        title_fontsize=9,
+    )
     figure.supxlabel("seconds of training on one CPU thread", fontsize=10)
     figure.supylabel("rollout error on held-out trajectories", fontsize=10)
     save_figure(figure, RESULTS / "transform_ablation.png", dpi=110)
