@@ -74,10 +74,15 @@ def stretched(_: Path | None) -> TrajectoryDataset:
         whole = generate(DATA / "paper_ns_V1e-3_N540.h5", config, progress=False)
         uniform = TrajectoryDataset(whole, times=slice(1, 21))
         chosen = [w for part in train_test_split(uniform, 100, 40) for w in part]
-        s = torch.arange(32, dtype=torch.float64) / 32
-        P = trigonometric_interpolation(64, s - 0.8 * (2 * math.pi * s).sin() / (2 * math.pi))
+        P = trigonometric_interpolation(64, crowded(32)[0])
         save(path, torch.stack([(P @ w[:, 0].double() @ P.mT).float() for w in chosen]))
     return TrajectoryDataset(path)
+
+
+def crowded(n: int) -> tuple[Tensor, Tensor]:
+    """The n points x(s) = s − 0.8 sin(2πs) / 2π of the stretched grid, s = 0, 1/n …, and dx/ds there."""
+    angle = 2 * math.pi * torch.arange(n, dtype=torch.float64) / n
+    return (angle - 0.8 * angle.sin()) / (2 * math.pi), 1 - 0.8 * angle.cos()
 
 
 def trigonometric_interpolation(n: int, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from problems import crowded
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import register_parametrization
@@ -120,6 +121,23 @@ class Sines(nn.Module):
     def transform(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
         """``x``: the grid does not change."""
         return x
+
+
+@torch.no_grad()
+def natural(model: nn.Module) -> None:
+    """On the stretched grid, the Fourier series of the flow: sums that know where the points are.
+
+    W_kj = exp(−2πi k x_j) (dx/ds)_j / n, the trapezoidal rule in s, and V_jk = exp(2πi k x_j).
+    """
+    for layer in layers(model):
+        for way in (layer.analysis, layer.synthesis):
+            for transform in way:
+                x, density = crowded(transform.n)
+                k = transform.first + torch.arange(transform.n_modes)
+                waves = torch.exp(-2j * math.pi * k[:, None] * x) / transform.n**0.5
+                W = waves * density if way is layer.analysis else waves
+                transform.densify_().L.copy_(torch.view_as_real(W))
+    fixed(model)
 
 
 def tied(model: nn.Module) -> None:
@@ -283,6 +301,8 @@ VARIANTS = {
     "small": Variant("fixed, small spectral weights at first", small),
     "sines": Variant("fixed, sine transforms", sines),
     "sines-fast": Variant("fixed, sine transforms, spectral weights × 3", sines, spectral=3.0),
+    "natural": Variant("fixed, Fourier series on the stretched points", natural),
+    "natural-noise": Variant("fixed, Fourier series on the stretched points, noise", natural, noise=0.01),
     "gains": Variant("fixed, a learned gain per frequency", gains, rate=1.0),
     "x0.1": Variant("learned, rate × 0.1", rate=0.1),
     "x0.3": Variant("learned, rate × 0.3"),

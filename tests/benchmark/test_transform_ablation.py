@@ -42,6 +42,8 @@ def test_all_variants_begin_as_the_same_operator(script):
         changed = model()
         variant.change(changed)
         others = ("padded", "padded-x1", "fixed-blocks", "blocks", "fixed-axes", "axes", "small")
+        if name.startswith("natural"):
+            continue  # other functions, and not unitary
         if name in (*others, "sines", "sines-fast"):  # another domain, other modes, weights or functions
             assert changed(x).shape == expected.shape
         else:
@@ -63,6 +65,20 @@ def test_stretched_grids_hold_the_same_waves(script):
     torch.testing.assert_close(
         problems.trigonometric_interpolation(16, u), torch.eye(16, dtype=torch.float64)
     )
+
+
+def test_natural_transforms_know_the_waves_of_the_flow(script):
+    """On the stretched grid a wave of the flow is one mode, and every mode becomes its wave again."""
+    problems, variants, changed = script("problems"), script("variants"), model()
+    variants.natural(changed)
+    layer, (x, _) = variants.layers(changed)[0], problems.crowded(16)
+    for way in (layer.analysis, layer.synthesis):
+        assert not any(t.L.requires_grad for t in way)
+    wave = torch.exp(2j * math.pi * 2 * x)
+    found = torch.complex(*layer.analysis[0]().double()) @ wave
+    torch.testing.assert_close(found.abs(), (torch.arange(-4, 4) == 2).double(), rtol=0, atol=0.03)
+    V = torch.complex(*layer.synthesis[0].adjoint().double())
+    torch.testing.assert_close(V[:, 6], wave, rtol=0, atol=1e-6)
 
 
 def test_variants_free_as_many_numbers_as_they_say(script):
@@ -230,5 +246,5 @@ def test_given_data_need_a_directory(script):
 def test_the_same_problems_and_variants_everywhere(script):
     ablation = script("ablation")
     assert ablation.WANTED.keys() == ablation.PROBLEMS.keys()
-    assert {*ablation.WANTED["torus"], *ablation.WALLS} == ablation.VARIANTS.keys()
+    assert {*ablation.WANTED["torus"], *ablation.WALLS, *ablation.STRETCHED} == ablation.VARIANTS.keys()
     assert all("fixed" in names for names in ablation.WANTED.values())
