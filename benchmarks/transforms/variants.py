@@ -124,10 +124,11 @@ class Sines(nn.Module):
 
 
 @torch.no_grad()
-def natural(model: nn.Module) -> None:
-    """On the stretched grid, the Fourier series of the flow: sums that know where the points are.
+def from_natural(model: nn.Module) -> None:
+    """On the stretched grid, dense matrices that begin as the Fourier series of the flow.
 
-    W_kj = exp(−2πi k x_j) (dx/ds)_j / n, the trapezoidal rule in s, and V_jk = exp(2πi k x_j).
+    W_kj = exp(−2πi k x_j) (dx/ds)_j / n, the trapezoidal rule in s, and V_jk = exp(2πi k x_j). In the
+    order of the FFT, a Monarch matrix is exact for equal distances, and 60 % or more away from these.
     """
     for layer in layers(model):
         for way in (layer.analysis, layer.synthesis):
@@ -137,6 +138,11 @@ def natural(model: nn.Module) -> None:
                 waves = torch.exp(-2j * math.pi * k[:, None] * x) / transform.n**0.5
                 W = waves * density if way is layer.analysis else waves
                 transform.densify_().L.copy_(torch.view_as_real(W))
+
+
+def natural(model: nn.Module) -> None:
+    """These, fixed."""
+    from_natural(model)
     fixed(model)
 
 
@@ -303,6 +309,8 @@ VARIANTS = {
     "sines-fast": Variant("fixed, sine transforms, spectral weights × 3", sines, spectral=3.0),
     "natural": Variant("fixed, Fourier series on the stretched points", natural),
     "natural-noise": Variant("fixed, Fourier series on the stretched points, noise", natural, noise=0.01),
+    "from-natural-noise": Variant("dense, beginning as that series, noise", from_natural, noise=0.01),
+    "dense-noise": Variant("dense matrices, noise", dense, noise=0.01),
     "gains": Variant("fixed, a learned gain per frequency", gains, rate=1.0),
     "x0.1": Variant("learned, rate × 0.1", rate=0.1),
     "x0.3": Variant("learned, rate × 0.3"),
