@@ -112,6 +112,15 @@ def test_links_and_targets_exist(page):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_numbers_at_the_start_of_a_line_are_those_of_a_list(page):
+    """A sentence that goes on with "2018." in a new line becomes a list, which loses the number."""
+    lines = BLOCK.sub("", page.read_text())
+    numbers = [int(number) for number in re.findall(r"^ *(\d+)[.)] ", lines, re.MULTILINE)]
+    for before, number in zip([0, *numbers], numbers, strict=False):
+        assert number in (1, before + 1), f"{number}."
+
+
 @pytest.mark.parametrize("page", sorted((DOCS / "api").glob("*.md")), ids=name)
 def test_the_reference_names_modules_that_exist(page):
     for module in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE):
