@@ -136,6 +136,12 @@ class SliceDataset(Dataset[Slice]):
         self._slices = self._slices[~blank]
         return left_out
 
+    def middle_rows(self) -> dict[int, np.ndarray]:
+        """Of the first slice of each volume its number and row H // 2, complex (coils, W)."""
+        firsts = np.unique(self._slices[:, 0], return_index=True)[1].tolist()
+        places = {i: self._slices[i].tolist() for i in firsts}
+        return {i: self._opened(volume).middle_row(number) for i, (volume, number) in places.items()}
+
     def close(self) -> None:
         """Close the open files; reading opens them again."""
         while self._open:

@@ -103,6 +103,14 @@ class KSpaceFile:
                 for array in arrays
             )
 
+    def middle_row(self, index: int) -> np.ndarray:
+        """Row H // 2 of slice ``index``, complex (coils, W): of fastMRI's files little more is read."""
+        arrays, (_, coils, h, w) = self._opened().arrays, self.shape
+        if not arrays:
+            return self[index][:, h // 2]
+        with decoding(self.path, self.format):
+            return arrays[0][index, ..., h // 2, :].reshape(coils, w)
+
     def close(self) -> None:
         """Give the handle back; reading opens the file again."""
         if self._content is not None:
@@ -181,8 +189,9 @@ def _open(path: Path, header: bool) -> _Content:
     if (pair := bart.pair(path)) is not None:
         return _bart(*pair)
     if not path.is_file():
-        folder = f"the folder {path}" if path.is_dir() else f"nothing at {path}"
-        raise InputError("a k-space file", folder, "check the path")
+        if path.is_dir():
+            raise InputError("a k-space file", f"the folder {path}", f"name the files in it: {path}/*.h5")
+        raise InputError("a k-space file", f"nothing at {path}", "check the path")
     if h5py.is_hdf5(path):
         with decoding(path, "HDF5"):
             file = h5py.File(path, "r")

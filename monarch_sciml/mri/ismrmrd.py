@@ -36,8 +36,9 @@ def assemble(
         header: of the scan, a Cartesian one.
 
     Raises:
-        InputError: not two-dimensional, several images per slice, reversed readouts (EPI), or
-            no acquisition of the image; when reading, a readout outside the encoded matrix.
+        InputError: not two-dimensional, several images per slice, reversed readouts (EPI), short readouts
+            that do not say where zero frequency is, or no acquisition of the image; when reading, a readout
+            outside the encoded matrix.
     """
     heads = data.fields("head")[...]  # without the samples
     numbers = _imaging(name, header, heads)
@@ -54,7 +55,13 @@ def assemble(
         )
     starts = x // 2 - heads["center_sample"].astype(int)
     # whole readouts fill the matrix, also where the file leaves center_sample at 0
-    starts[heads["number_of_samples"] == x] = 0
+    whole = heads["number_of_samples"] == x
+    starts[whole] = 0
+    if not (whole | (heads["center_sample"] > 0)).any():
+        # half echoes by the definition, which no Cartesian scan has: 0 is where libraries begin
+        remedy = "write the number of the sample at zero frequency; fill half echoes up with zeros in front"
+        found = f"0 in all readouts, of fewer samples than the {x} encoded, in {name}"
+        raise InputError("center_sample of the acquisitions", found, remedy)
 
     def read(index: int) -> np.ndarray:
         total = np.zeros((coils, x, y), np.complex64)

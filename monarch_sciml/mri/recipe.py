@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.utils.data import Dataset
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg import FourierTransform
 from monarch_sciml.mri.classical import sampling_density
-from monarch_sciml.mri.datasets import Slice, SliceDataset, list_files
+from monarch_sciml.mri.datasets import SliceDataset, list_files
+from monarch_sciml.mri.examples import Example, Examples, MapCache
 from monarch_sciml.mri.masks import (
     Mask,
     MaskConfig,
     apply_mask,
     draw_mask,
-    mask_from_kspace,
-    measured_columns,
     volume_seed,
     within,
 )
@@ -40,7 +36,7 @@ from monarch_sciml.mri.models import (
     learned_transforms,
 )
 from monarch_sciml.mri.regularisers import UNet
-from monarch_sciml.mri.sensitivity import LEAST_CENTRE, estimate_maps, root_sum_of_squares
+from monarch_sciml.mri.sensitivity import LEAST_CENTRE
 from monarch_sciml.training import (
     check_choices,
     check_device,
@@ -49,6 +45,7 @@ from monarch_sciml.training import (
     create_run,
     is_finished,
     use_paths,
+    warn_of_other_data,
 )
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
@@ -62,7 +59,6 @@ MOST: dict[str, int] = dict.fromkeys(("cascades", "channels", "modes"), 65536)
 MOST |= dict.fromkeys(("learning_rate", "transform_rate", "penalty"), 10**6) | {"pools": 10, "threads": 1024}
 POISSON_DISCS = 32  # different ones in training, of all accelerations together: each takes a while to draw
 PRIOR = 400  # of mSENSE: how many slices its start counts for
-CACHED_BYTES = 2 << 30
 SAID = 10  # files with blank slices that are named
 
 
@@ -132,64 +128,12 @@ class TrainConfig:
         check_settings(self, LEAST, MOST)
 
 
-class Example(NamedTuple):
-    """A fully sampled slice and what is to come out."""
-
-    kspace: Tensor
-    target: Tensor
-    padding: tuple[int, int]
-    name: str
-    key: int
-
-
-class Examples(Dataset[Example]):
-    """Slices with a target: the one in the file, or the root sum of squares of the fully sampled images."""
-
-    def __init__(self, slices: SliceDataset, first_key: int = 0):
-        self.slices, self.first_key = slices, first_key
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, index: int) -> Example:
-        found: Slice = self.slices[index]
-        columns = measured_columns(mask_from_kspace(found.kspace))
-        if columns is None:
-            expected, slice_ = "fully sampled k-space to train on", f"slice {found.index} of {found.name}"
-            raise InputError(expected, f"gaps in {slice_}", "leave undersampled files out")
-        padding = (max(columns[0], found.padding[0]), min(columns[1], found.padding[1]))
-        target = found.target
-        if target is None:
-            inverse = FourierTransform(tuple(found.kspace.shape), inverse=True)
-            target = root_sum_of_squares(inverse(found.kspace))
-        return Example(found.kspace, target, padding, found.name, self.first_key + index)
-
-
-class MapCache:
-    """Coil maps of slices that come again in every epoch, the most recent ones up to some gigabytes."""
-
-    def __init__(self, method: str, limit: int = CACHED_BYTES):
-        self.method, self.limit, self.bytes = method, limit, 0
-        self.kept: OrderedDict[tuple[int, tuple[int, int]], Tensor] = OrderedDict()
-
-    def __call__(self, key: int, kspace: Tensor, acs: tuple[int, int]) -> Tensor:
-        """Maps (C, H, W) of the slice ``key`` with calibration region ``acs``."""
-        if (key, acs) not in self.kept:
-            maps = estimate_maps(kspace, acs, self.method)
-            self.kept[key, acs] = maps
-            self.bytes += maps.nbytes
-            while self.bytes > self.limit and len(self.kept) > 1:
-                self.bytes -= self.kept.popitem(last=False)[1].nbytes
-        self.kept.move_to_end((key, acs))
-        return self.kept[key, acs]
-
-
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run directory.
 
-    The settings, the shapes of all files and a first slice of them are checked before the run directory is
-    made, other slices when they are read. Those of zeros, or with a target of zeros, are left out, and a
-    warning says which. Raises ``InputError``, and ``KeyboardInterrupt`` when interrupted.
+    The settings, the shapes of all files, a row of each and a first slice are checked before the run
+    directory is made, other slices when they are read. Those of zeros, or with a target of zeros, are left
+    out, and a warning says which. Raises ``InputError``, and ``KeyboardInterrupt`` when interrupted.
     """
     check_choices(config)
     if config.devices > 1 and world()[1] == 1:
@@ -202,9 +146,11 @@ def train(config: TrainConfig) -> Path:
 def _train(config: TrainConfig) -> Path:
     together(check_run, config.out, config, resume=config.resume)
     if is_finished(config.out):
+        warn_of_other_data(config)
         return config.out
     settings, model, maps, training, held_out = together(_prepare, config)
     data = {"training": _summary(training), "held out": _summary(held_out)}
+    data |= {"digests": [Examples(part).digest() for part in (training, held_out)]}
     run = create_run(config.out, config, data)
 
     from monarch_sciml.training.loop import Task, fit  # Lightning: only when training
@@ -266,8 +212,10 @@ def _prepare(config: TrainConfig) -> tuple[ModelConfig, nn.Module, MapCache, Sli
             for volume in (*training.volumes, *held_out.volumes):
                 module.check((volume.shape[2], volume.shape[3]))
     # what cannot be masked, or has no centre to estimate maps from, is refused here
-    for first in (Examples(training)[0], Examples(held_out, len(training))[0]):
+    for examples in (Examples(training), Examples(held_out, len(training))):
+        first = examples[0]
         undersample(first, draw_mask(config.sampling, _shape(first), 0), maps)
+        examples.check()
     return settings, model, maps, training, held_out
 
 

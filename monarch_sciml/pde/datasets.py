@@ -60,8 +60,8 @@ class TrajectoryDataset(Dataset[Tensor]):
 
     Raises:
         InputError: a file that is missing, damaged, of unknown kind, with other axes than expected, or a
-            choice of trajectories or times outside it. Reading raises it for NaN or infinity, naming
-            trajectory and time.
+            choice of trajectories or times outside it. Reading raises it for NaN, infinity and what an
+            HDF5 file says stands for a missing value, naming trajectory and time.
     """
 
     def __init__(
@@ -236,9 +236,11 @@ class TrajectoryDataset(Dataset[Tensor]):
             block = np.array(stored, np.float64 if self._dtype is torch.float64 else np.float32, order="C")
         if not self._checked and not np.isfinite(block).all():
             n, t = np.argwhere(~np.isfinite(block))[0, :2]
+            missing = " or ".join(f"{number:g}" for number in self._opened().missing)
+            what = f"NaN, infinity or {missing} (a missing value)" if missing else "NaN or infinity"
             raise InputError(
                 "finite numbers",
-                f"NaN or infinity in trajectory {samples[n]} at time index {times[t]} of {self.path.name}",
+                f"{what} in trajectory {samples[n]} at time index {times[t]} of {self.path.name}",
                 "leave the trajectory out with samples=, or repair the file",
             )
         return block

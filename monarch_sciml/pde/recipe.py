@@ -35,6 +35,7 @@ from monarch_sciml.training import (
     create_run,
     is_finished,
     use_paths,
+    warn_of_other_data,
 )
 from monarch_sciml.training.batches import Draw
 from monarch_sciml.training.distributed import check_batch, joined, launch, together, world
@@ -155,6 +156,7 @@ def train(config: TrainConfig) -> Path:
 def _train(config: TrainConfig) -> Path:
     together(check_run, config.out, config, resume=config.resume)
     if is_finished(config.out):
+        warn_of_other_data(config)
         return config.out
     predictor, training, held_out = together(_prepare, config)
     steps = training.n_times - config.n_in

@@ -30,6 +30,8 @@ __all__ = [
 TIME_FIRST = {3: "ntx", 4: "ntxy"}  # five axes could be ntxyz, ntxyc or ntcxy: ask
 TIME_NAMES = ("t", "times", "time", "t-coordinate")
 VISCOSITY_NAMES = ("viscosity", "visc", "nu", "Nu")
+MISSING_NAMES = ("_FillValue", "missing_value")  # of netCDF: numbers that stand for a missing value
+PACKED = {"scale_factor": 1.0, "add_offset": 0.0}  # of netCDF too, with the values that change nothing
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,21 @@ class Variable:
         """Number of points along each spatial axis, in the order x, y, z."""
         return tuple(self.length(axis) for axis in "xyz" if axis in self.axes)
 
+    @property
+    def missing(self) -> list[float]:
+        """The finite numbers that stand for a missing value, as the attributes of the array say."""
+        dtype, found = self.array.dtype, _numbers(self.array, MISSING_NAMES).values()
+        with np.errstate(over="ignore"):
+            rounded = [one.astype(dtype) if dtype.kind == "f" else one for one in found]
+        return sorted({number for one in rounded for number in one.tolist() if math.isfinite(number)})
+
     def read(self, samples: range, times: range) -> np.ndarray:
-        """The chosen trajectories and times, shape (n, t, c, *grid)."""
+        """The chosen trajectories and times, shape (n, t, c, *grid); NaN where a value is missing."""
         chosen = {"n": samples, "t": times}
         ranges = [chosen.get(a, range(size)) for a, size in zip(self.axes, self.array.shape, strict=True)]
         block = np.asarray(self.array[tuple(slice(r.start, r.stop, r.step) for r in ranges)])
+        if missing := self.missing:
+            block = np.where(np.isin(block, missing), np.nan, block)
         block = block.transpose([self.axes.index(axis) for axis in "ntcxyz" if axis in self.axes])
         return np.expand_dims(block, tuple(k for k, axis in enumerate("ntc") if axis not in self.axes))
 
@@ -107,6 +119,11 @@ class Source:
     def nbytes(self) -> int:
         """Size of the numbers, uncompressed."""
         return sum(math.prod(v.array.shape) * v.array.dtype.itemsize for v in self.variables)
+
+    @property
+    def missing(self) -> list[float]:
+        """The finite numbers that stand for a missing value."""
+        return sorted({number for variable in self.variables for number in variable.missing})
 
     @property
     def scattered(self) -> bool:
@@ -265,9 +282,20 @@ def _one_dimensional(name: str, values: Any) -> np.ndarray:
     raise InputError(f"one list of times {name!r} for all trajectories", found, "split the file")
 
 
+def _numbers(array: Any, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those attributes of an HDF5 array that are numbers, each (k,)."""
+    attributes = getattr(array, "attrs", {})
+    found = {name: np.ravel(attributes[name]) for name in names if name in attributes}
+    return {name: numbers for name, numbers in found.items() if numbers.dtype.kind in "fiu"}
+
+
 def _check_dtype(variable: Variable) -> None:
     dtype = variable.array.dtype
     if dtype.kind in "fiub":
+        for name, numbers in _numbers(variable.array, PACKED).items():
+            if (numbers != PACKED[name]).any():
+                found = f"{name} {numbers[0]:g}, with which others are to be made of those that are stored"
+                raise InputError(f"the numbers of {variable.name!r} themselves", found, "unpack them first")
         return
     # HDF5 has no complex numbers: MATLAB and h5py write pairs of fields
     if dtype.kind == "c" or (dtype.names is not None and len(dtype.names) == 2):

@@ -15,6 +15,7 @@ from monarch_sciml.training.run import (
     read_config,
     read_json,
     use_paths,
+    warn_of_other_data,
     write_json,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "read_json",
     "save_model",
     "use_paths",
+    "warn_of_other_data",
     "write_json",
 ]

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +32,13 @@ __all__ = [
     "read_config",
     "read_json",
     "use_paths",
+    "warn_of_other_data",
     "write_json",
 ]
 
 # how and where to run, not what: these may differ when a run is resumed
 NOT_COMPARED = {"out", "data", "resume", "device", "devices", "threads", "quiet", "checkpoint_minutes"}
+HELD_OUT = "held_out"  # may too, as a path of data, but is part of the command line
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -81,7 +84,8 @@ def check_run(out: Path, config: Any, *, resume: bool) -> None:
     # a setting that did not exist yet had the value that is the default now
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
     settings, before = _as_json(dataclasses.asdict(config)), {**_as_json(defaults), **read_config(out)}
-    changed = [k for k in settings if k not in NOT_COMPARED and settings[k] != before.get(k)]
+    compared = settings.keys() - NOT_COMPARED - {HELD_OUT}
+    changed = [k for k in settings if k in compared and settings[k] != before.get(k)]
     if changed:
         raise InputError(
             f"the settings of the run in {out}, {', '.join(f'{k}={before.get(k)}' for k in changed)}",
@@ -192,6 +196,14 @@ def check_device(device: str) -> None:
 def is_finished(out: Path) -> bool:
     """Whether the training in this directory ran to its end: the exported model is the last thing written."""
     return (out / "model" / "config.json").exists()
+
+
+def warn_of_other_data(config: Any) -> None:
+    """Warn where the finished run in ``config.out`` was trained on another path than ``config.data``."""
+    before = read_config(config.out).get("data")
+    if world()[0] == 0 and os.path.realpath(str(before)) != os.path.realpath(config.data):
+        said = f"the run in {config.out} is finished, with {before}; nothing was trained on {config.data}"
+        warnings.warn(said, stacklevel=2)
 
 
 def last_row(run: Path) -> dict[str, float]:

@@ -54,6 +54,16 @@ def test_a_partial_echo(x: int, center: int, tmp_path: Path):
     assert np.count_nonzero(kspace) == np.count_nonzero(K)
 
 
+def test_short_readouts_have_to_say_where_zero_frequency_is(tmp_path: Path):
+    """0 is what it is where nobody wrote it: libraries begin with that."""
+    unset = changed(lines(), center_sample=0)
+    message = (
+        "center_sample of the acquisitions; found 0 in all readouts, of fewer samples than the 16 encoded"
+    )
+    with pytest.raises(InputError, match=message):
+        read(ismrmrd(tmp_path / "a.h5", unset, encoded(16, W, W // 2, W - 1)))
+
+
 def image_and_kspace(x: int) -> tuple[np.ndarray, np.ndarray]:
     """A bright block off the middle, the same in every coil and slice, in x rows; and its k-space."""
     image = np.zeros((x, W), np.float32)

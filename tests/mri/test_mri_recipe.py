@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from kspace_files import fastmri
 from small_runs import assert_same_run, table, weights
 
 from monarch_sciml.errors import InputError
@@ -17,9 +16,8 @@ from monarch_sciml.mri import recipe
 from monarch_sciml.mri.classical import sampling_density
 from monarch_sciml.mri.masks import MaskConfig, draw_mask
 from monarch_sciml.mri.models import KINDS, LearnedMaps, ModelConfig, MSense, SliceReconstructor, departures
-from monarch_sciml.mri.recipe import Example, TrainConfig, split, train
+from monarch_sciml.mri.recipe import TrainConfig, split, train
 from monarch_sciml.mri.reconstruction import ReconstructConfig, reconstruct
-from monarch_sciml.mri.sensitivity import estimate_maps
 from monarch_sciml.mri.simulation import SimulateConfig, simulate
 
 COLUMNS = MaskConfig(accelerations=(2.0,), center_fractions=(0.3,))
@@ -218,24 +216,6 @@ def test_few_slices_leave_msense_near_its_start(data, tmp_path):
         assert near < free if model == "msense" else near == free
 
 
-def test_maps_are_estimated_once_and_kept_up_to_a_limit(monkeypatch):
-    kspace, calls = torch.randn(3, 3, 16, 14, dtype=torch.complex64), []
-
-    def counted(*arguments):
-        calls.append(arguments)
-        return estimate_maps(*arguments)
-
-    monkeypatch.setattr(recipe, "estimate_maps", counted)
-    maps = recipe.MapCache("low-resolution", limit=2 * kspace[0].nbytes)
-    for key in (0, 1, 0, 2, 0, 1):  # 1 was used longest ago when 2 came
-        expected = estimate_maps(kspace[key], (6, 6), "low-resolution")
-        assert torch.equal(maps(key, kspace[key], (6, 6)), expected)
-    estimated = [next(i for i in range(3) if torch.equal(k, kspace[i])) for k, *_ in calls]
-    assert estimated == [0, 1, 2, 1]
-    assert not torch.equal(maps(0, kspace[0], (4, 4)), maps(0, kspace[0], (6, 6)))
-    assert maps.bytes == sum(kept.nbytes for kept in maps.kept.values()) <= maps.limit
-
-
 @pytest.mark.parametrize("maps", ["espirit", "low-resolution", "learned"])
 def test_maps(data, tmp_path, maps):
     run = train(config(data, tmp_path / "run", maps=maps, epochs=1, n_train=1))
@@ -280,15 +260,6 @@ def test_split(data, tmp_path):
     assert names(parts) == [["a_odd.h5", "sim_0000.h5", "sim_0001.h5"], ["sim_0001.h5"]]
     assert parts[1].volumes[0].path.parent == other
     assert len(split(config(data, out, acquisition="SIMULATED"))[0].volumes) == 2
-
-
-def test_padding_by_zeros_counts_as_not_measured(tmp_path):
-    kspace = np.ones((1, 2, 12, 14), np.complex64)
-    kspace[..., :2] = kspace[..., 13:] = 0
-    examples = recipe.Examples(recipe.SliceDataset(fastmri(tmp_path / "a.h5", kspace, None)))
-    example = examples[0]
-    assert isinstance(example, Example)
-    assert example.padding == (2, 13)
 
 
 def undersampled(folder: Path) -> None:

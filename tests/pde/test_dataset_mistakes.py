@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -181,6 +182,36 @@ def test_numbers_that_are_not_finite(bad: float, where: tuple[int, ...], tmp_pat
             with pytest.raises(InputError, match=message):
                 read(dataset)
         dataset.select(slice(0, 2)).check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "value"),
+    [("f4", "_FillValue", 1e20), (">f8", "missing_value", -999.0), ("i2", "_FillValue", -99)],
+)
+def test_what_netcdf_calls_missing_is_no_number(dtype: str, name: str, value: float, tmp_path: Path) -> None:
+    data = U.astype(dtype)
+    data[3, 2, 1, 1] = value
+    path = write_h5(tmp_path / "a.nc", {"w": data})
+    with h5py.File(path, "r+") as file:
+        file["w"].attrs[name] = np.array([value], dtype)
+    dataset = TrajectoryDataset(path, times=slice(1, None))
+    np.testing.assert_array_equal(dataset[2][:, 0], data[2, 1:].astype("f4"))
+    found = re.escape(f"NaN, infinity or {value:g} (a missing value) in trajectory 3 at time index 2 of a.nc")
+    for read in (lambda d: d[3], TrajectoryDataset.check, TrajectoryDataset.load):
+        with pytest.raises(InputError, match=found):
+            read(dataset)
+
+
+def test_packed_numbers(tmp_path: Path) -> None:
+    path = write_h5(tmp_path / "a.nc", {"w": (100 * U).astype("i2")})
+    for name, plain, packed in (("scale_factor", 1.0, 0.01), ("add_offset", 0.0, 273.15)):
+        with h5py.File(path, "r+") as file:
+            file["w"].attrs[name] = packed
+        with pytest.raises(InputError, match=f"numbers of 'w' themselves; found {name} {packed:g}, with"):
+            TrajectoryDataset(path)
+        with h5py.File(path, "r+") as file:
+            file["w"].attrs[name] = plain
+        TrajectoryDataset(path).check()
 
 
 def test_overflow_is_not_finite(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def test_finished_run_returns_at_once(finished, monkeypatch):
     monkeypatch.setattr(recipe, "split", None)  # not even the data are read
     assert train(dataclasses.replace(finished, resume=True)) == finished.out
     elsewhere = dataclasses.replace(finished, resume=True, data=Path("moved.npy"), threads=1, device="auto")
-    assert train(elsewhere) == finished.out
+    with pytest.warns(UserWarning, match=r"is finished, with .*; nothing was trained on moved\.npy"):
+        assert train(elsewhere) == finished.out
     assert {f: f.stat().st_mtime_ns for f in finished.out.rglob("*")} == before
 
 
