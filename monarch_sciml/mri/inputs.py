@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 
-__all__ = ["Array", "as_tensor", "check_data"]
+__all__ = ["Array", "as_tensor", "check_data", "strong_edges"]
 
 Array = Tensor | np.ndarray
+STRONG = 4.0  # times the energy in the middle: more than noise and wide objects ever have at the edges
 
 
 def as_tensor(values: Array, what: str) -> Tensor:
@@ -54,6 +55,23 @@ def check_data(network: nn.Module, kspace: Tensor, maps: Tensor) -> None:
         expected = "k-space (batch, coils, H, W), and maps of the same batch or of one slice for all"
         remedy = "keep the axis of the batch for a single slice: kspace[None]"
         raise InputError(expected, f"{shapes[0]} and {shapes[1]}", remedy)
+
+
+def strong_edges(kspace: Tensor, measured: tuple[int, int] | None = None) -> list[str]:
+    """Along which axes of k-space (C, H, W) the edges hold more than the middle, of the measured columns.
+
+    Where they do, zero frequency is probably in the corner.
+    """
+    energy, found = torch.view_as_real(kspace).square().sum((0, -1)), []
+    if measured is not None:
+        energy[:, : measured[0]] = energy[:, measured[1] :] = 0
+    for axis, name in enumerate(("rows", "columns")):
+        n, profile = energy.shape[axis], energy.sum(1 - axis)
+        width = -(-n // 8)
+        middle = profile[n // 2 - width : n // 2 + width].sum()
+        if n > 4 * width and profile[:width].sum() + profile[-width:].sum() > STRONG * middle:
+            found.append(name)
+    return found
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -20,6 +20,7 @@ from monarch_sciml import __version__
 from monarch_sciml.errors import InputError
 from monarch_sciml.mri.formats import KSpaceFile, open_kspace
 from monarch_sciml.mri.given_maps import GivenMaps
+from monarch_sciml.mri.inputs import strong_edges
 from monarch_sciml.mri.masks import Mask, MaskConfig, MaskOptions, find_acs, volume_seed
 from monarch_sciml.mri.methods import REGULARISED, Method, MethodName, classical_method, trained_method
 from monarch_sciml.mri.metrics import scores
@@ -133,8 +134,9 @@ def reconstruct(config: ReconstructConfig, warn: Callable[[str], object] = warni
     failed; the others return an empty list. Processes that know their ``RANK`` but no ``MASTER_ADDR`` do not
     wait: there the last one writes. If one died, a rerun, by any number of them, does what is missing.
 
-    ``warn`` is told, once, of masks unlike those that a network was trained under, of maps that had to be
-    normalised, of slices of zeros, and of samples that are left out because the header calls them padding.
+    ``warn`` is told, once, of k-space whose zero frequency seems to be in a corner, of masks unlike those
+    that a network was trained under, of maps that had to be normalised, of slices of zeros, and of samples
+    that are left out because the header calls them padding.
 
     Raises:
         InputError: files, masks, maps or models that cannot be used, which it names; outputs of other
@@ -321,12 +323,18 @@ def _slices(
         known = Mask(pattern, (file.shape[2], find_acs(pattern)[1]))
     # whatever the format, the name that fastMRI's file of this volume would have
     seed = volume_seed(f"{stem(file.path)}.h5")
-    sampling = _sampling(config, method)
+    sampling, first = _sampling(config, method), True
     for index in range(len(file)):
         kspace, target = torch.from_numpy(file[index]), file.target(index)
         if not kspace.any():
             yield None
             continue
+        if first and (axes := strong_edges(kspace, padding)):
+            warn(
+                f"k-space of {shown(file.path)} is strongest at the edges of its {' and '.join(axes)}: "
+                "zero frequency belongs in the middle, as after numpy.fft.fftshift"
+            )
+        first = False
         if padding is not None and (kspace[..., : padding[0]].any() or kspace[..., padding[1] :].any()):
             warn(_left_out(file, padding))
         here = maps if isinstance(maps, str) else maps.read(index, file.shape[1:])

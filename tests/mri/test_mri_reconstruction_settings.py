@@ -237,3 +237,15 @@ def test_regularisation_and_iterations(scan, name, method, words):
 def test_settings_that_cannot_be(settings, match):
     with pytest.raises(InputError, match=match):
         ReconstructConfig("a.h5", "out", **settings)
+
+
+@pytest.mark.parametrize(
+    ("axes", "named"), [((-2, -1), "rows and columns"), ((-2,), "rows"), ((-1,), "columns"), ((), None)]
+)
+def test_zero_frequency_in_a_corner_is_told(tmp_path, axes, named):
+    (tmp_path / "data").mkdir()
+    scan = npy(tmp_path / "data" / "scan.npy", np.fft.ifftshift(K, axes=axes) if axes else K)
+    mask = MaskConfig(accelerations=(2.0,), center_fractions=(0.3,))
+    said = [line for line in made(scan, sampling=mask)[2] if "strongest at the edges" in line]
+    assert len(said) == (named is not None)  # once for all slices
+    assert all(f"edges of its {named}: zero frequency belongs in the middle" in line for line in said)
