@@ -185,7 +185,7 @@ class FramePredictor(Pretrained):
             raise InputError(
                 f"frames (batch, {c.n_in}, {c.channels}, {d} grid axes)",
                 f"shape {tuple(frames.shape)}",
-                f"this model takes {c.n_in} frames of {c.channels} channels",
+                "pass as many frames and channels as the model was trained with",
             )
         # of an FNO's weights some are complex; torch.compile does not know the dtype of their parts
         check_dtype(frames, next(p.dtype for p in self.parameters() if not p.is_complex()))
