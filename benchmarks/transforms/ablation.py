@@ -42,24 +42,25 @@ RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "runs" / "transform_abla
 SEEDS = (0, 1, 2)
 # what the conclusions rest on has all seeds, the rest shows which way it goes
 SEEDED = ("fixed", "fixed-fast", "gains", "x0.3", "x1", "fast")
-SEEDED += ("padded", "padded-x1", "natural-noise", "from-natural-noise", "dense-noise")
+SEEDED += ("padded", "padded-x1", "natural-noise", "from-natural-noise", "dense-noise", "from-sines-noise")
 SEEDED += ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise", "fixed-axes", "axes")
 RATE, BATCH = 5e-3, 20
 FEW = ("fixed", "padded", "fixed-fast", "x0.3", "x1", "dense")
 WALLS = ("padded", "padded-x1", "sines", "sines-fast")
+FROM_SINES = ("from-sines", "from-sines-noise")
 STRETCHED = ("natural", "natural-noise", "from-natural-noise", "dense-noise")
 NOISE = ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise")
 MIXING = ("fixed-blocks", "blocks", "fixed-axes", "axes")
-NOT_OF_FRAMES = (*WALLS, *STRETCHED, *NOISE, "x3", "penalty", "fixed-blocks", "blocks")
+NOT_OF_FRAMES = (*WALLS, *FROM_SINES, *STRETCHED, *NOISE, "x3", "penalty", "fixed-blocks", "blocks")
 # every variant where it is cheap, the main ones elsewhere
 WANTED = {
-    "torus": tuple(name for name in VARIANTS if name not in WALLS + STRETCHED),
+    "torus": tuple(name for name in VARIANTS if name not in WALLS + FROM_SINES + STRETCHED),
     "torus-frame": tuple(name for name in VARIANTS if name not in NOT_OF_FRAMES),
     "torus-500": ("fixed", "x0.3"),
     "torus-1e-4": ("fixed", "fixed-fast", "x0.3", "fixed-noise", "noise", *MIXING),
     "torus-1e-5": ("fixed", "fixed-fast", "x0.3", "x1", "fixed-noise", "noise", *MIXING),
     "stretched": ("fixed", "x0.3", "dense", *STRETCHED, *NOISE),
-    "basin": (*FEW, *WALLS[1:], "fast", *NOISE, "penalty"),
+    "basin": (*FEW, *WALLS[1:], *FROM_SINES, "fast", *NOISE, "penalty"),
     "burgers": FEW + WALLS[1:],
     "darcy": FEW,
     "burgers-periodic": FEW[:1] + FEW[2:],

@@ -123,7 +123,6 @@ class Sines(nn.Module):
         return x
 
 
-@torch.no_grad()
 def from_natural(model: nn.Module) -> None:
     """On the stretched grid, dense matrices that begin as the Fourier series of the flow.
 
@@ -131,19 +130,32 @@ def from_natural(model: nn.Module) -> None:
     order of the FFT, a Monarch matrix is exact for equal distances, and 60 % or more away from these.
     """
     for layer in layers(model):
-        for way in (layer.analysis, layer.synthesis):
-            for transform in way:
-                x, density = crowded(transform.n)
-                k = transform.first + torch.arange(transform.n_modes)
-                waves = torch.exp(-2j * math.pi * k[:, None] * x) / transform.n**0.5
-                W = waves * density if way is layer.analysis else waves
-                transform.densify_().L.copy_(torch.view_as_real(W))
+        for analysis, synthesis in zip(layer.analysis, layer.synthesis, strict=True):
+            x, density = crowded(analysis.n)
+            k = analysis.first + torch.arange(analysis.n_modes)
+            waves = torch.exp(-2j * math.pi * k[:, None] * x)
+            analysis.start_from_(waves * density / analysis.n)
+            synthesis.start_from_(waves)  # the adjoint of V
 
 
 def natural(model: nn.Module) -> None:
     """These, fixed."""
     from_natural(model)
     fixed(model)
+
+
+def from_sines(model: nn.Module) -> None:
+    """Between walls, dense matrices that begin as sine transforms; modes of the half spectrum hold two."""
+    for layer in layers(model):
+        for analysis, synthesis in zip(layer.analysis, layer.synthesis, strict=True):
+            n, half = analysis.n, synthesis.hermitian
+            k = torch.arange(1, analysis.n_modes * (2 if half else 1) + 1)
+            S = (math.pi * k[:, None] * torch.arange(n) / n).sin()
+            S = torch.complex(S[::2], S[1::2]) if half else S.cfloat()
+            analysis.start_from_(2 / n * S)
+            if half:
+                S[1:] /= 2  # the adjoint counts them twice
+            synthesis.start_from_(S)
 
 
 def tied(model: nn.Module) -> None:
@@ -311,6 +323,8 @@ VARIANTS = {
     "natural-noise": Variant("fixed, Fourier series on the stretched points, noise", natural, noise=0.01),
     "from-natural-noise": Variant("dense, beginning as that series, noise", from_natural, noise=0.01),
     "dense-noise": Variant("dense matrices, noise", dense, noise=0.01),
+    "from-sines": Variant("dense, beginning as sine transforms", from_sines),
+    "from-sines-noise": Variant("dense, beginning as sine transforms, noise", from_sines, noise=0.01),
     "gains": Variant("fixed, a learned gain per frequency", gains, rate=1.0),
     "x0.1": Variant("learned, rate × 0.1", rate=0.1),
     "x0.3": Variant("learned, rate × 0.3"),

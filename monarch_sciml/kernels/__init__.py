@@ -6,6 +6,7 @@ Every operation has a plain twin in ``reference`` that defines the truth and a f
 
 from monarch_sciml.kernels.dispatch import (
     check_factors,
+    check_tensors,
     has_fast_pointwise_layer,
     has_fast_sense_normal,
     monarch_multiply,
@@ -20,6 +21,7 @@ from monarch_sciml.kernels.reference import monarch_dense
 
 __all__ = [
     "check_factors",
+    "check_tensors",
     "fourier_convolution",
     "has_fast_pointwise_layer",
     "has_fast_sense_normal",

@@ -37,5 +37,9 @@ def in_torch(
     with torch.enable_grad():
         aliases = [None if t is None else t.view_as(t) for t in operands]
         wanted = [t for t, need in zip(aliases, needs, strict=True) if need and t is not None]
-        found = iter(torch.autograd.grad(function(*aliases), wanted, grad, create_graph=twice))
+        # zeros for operands that a result of no entries was not made of
+        grads = torch.autograd.grad(
+            function(*aliases), wanted, grad, create_graph=twice, materialize_grads=True
+        )
+    found = iter(grads)
     return [next(found) if need else None for need in needs]

@@ -20,6 +20,7 @@ from monarch_sciml.kernels.derivatives import only_torch
 __all__ = [
     "Backend",
     "check_factors",
+    "check_tensors",
     "has_fast_pointwise_layer",
     "has_fast_sense_normal",
     "monarch_multiply",
@@ -87,8 +88,16 @@ def _native(
     return False
 
 
+def check_tensors(*operands: object) -> None:
+    """Raises ``InputError`` for arrays of NumPy, lists and whatever else is not a tensor."""
+    for operand in operands:
+        if not isinstance(operand, Tensor):
+            raise InputError("a tensor", type(operand).__name__, "convert it with torch.as_tensor")
+
+
 def check_factors(L: Tensor, R: Tensor) -> None:
     """Raises ``InputError`` unless L (..., J, S, K·T) and R (..., K, J·T, I) make a Monarch matrix."""
+    check_tensors(L, R)
     if L.ndim >= 3 and R.ndim >= 3 and (J := L.shape[-3]) and (K := R.shape[-3]):
         T = L.shape[-1] // K  # torch.jit.trace makes tensors of sizes, which know no divmod
         if T and L.shape[-1] == K * T and R.shape[-2] == J * T:
@@ -115,6 +124,7 @@ def monarch_multiply(
     ``InputError`` when the factors or x do not fit.
     """
     check_factors(L, R)
+    check_tensors(x)
     n = R.shape[-3] * R.shape[-1]
     if x.shape[-1:] != (n,):
         raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "move that axis to the end")
@@ -221,6 +231,7 @@ def separable_multiply(
     dimension, the coils, is combined: ``Σ_c S̄_c X_c`` (..., H, W). The result has the promoted dtype. Costs
     8·H·W·(p + q) real operations an axis and plane. Raises ``InputError`` when the factors do not fit.
     """
+    check_tensors(x)
     sizes = [L.shape[0] * R.shape[0] for L, R in (vertical, horizontal)]
     for L, R in (vertical, horizontal):
         p, q = L.shape[0], R.shape[0]

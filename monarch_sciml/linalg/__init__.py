@@ -8,7 +8,7 @@ from monarch_sciml.linalg.fitting import Fit, fit
 from monarch_sciml.linalg.fourier import FactoredTransform, FourierTransform, SeparableTransform, centered_dft
 from monarch_sciml.linalg.layouts import from_block_layout, linear_factors, to_block_layout
 from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
-from monarch_sciml.linalg.operator import LinearOperator
+from monarch_sciml.linalg.operator import LinearOperator, Product
 from monarch_sciml.linalg.permutations import block_diagonal, identity, permutation
 from monarch_sciml.linalg.projection import (
     BlockChoice,
@@ -34,6 +34,7 @@ __all__ = [
     "FourierTransform",
     "LinearOperator",
     "MonarchMatrix",
+    "Product",
     "Selection",
     "SeparableTransform",
     "StridePermutation",

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.composition import absorb
 from monarch_sciml.linalg.monarch import MonarchMatrix
-from monarch_sciml.linalg.operator import LinearOperator
+from monarch_sciml.linalg.operator import LinearOperator, Product
 from monarch_sciml.linalg.permutations import permutation
 from monarch_sciml.linalg.transforms import Norm, norm_factor
 
@@ -20,6 +21,7 @@ def kronecker(A: Tensor, B: Tensor) -> MonarchMatrix:
 
     A (S, K) and B (J, I) of any shape make a matrix (S·J, K·I); the factors are views that repeat them.
     """
+    check_tensors(A, B)
     if A.ndim != 2 or B.ndim != 2:
         raise InputError("two matrices", f"{tuple(A.shape)} and {tuple(B.shape)}", "pass two dimensions each")
     return MonarchMatrix(A.expand(B.shape[0], *A.shape), B.expand(A.shape[1], *B.shape))
@@ -38,6 +40,7 @@ def butterfly(
     of small strides multiply to R, block-diagonal, those of large strides to L. "decreasing" applies factor 0
     last: the adjoint form, R and L in the other order between stride permutations. About 2·n·√n numbers.
     """
+    check_tensors(factors)
     m = factors.shape[0] if factors.ndim == 4 else 0
     if not m or tuple(factors.shape[1:]) != (2 ** (m - 1), 2, 2):
         raise InputError(
@@ -72,7 +75,7 @@ def hadamard(n: int, *, norm: Norm = "backward", dtype: torch.dtype = torch.floa
     """
     if n < 1 or n & (n - 1):
         raise InputError("a power of two", str(n), "pad with zeros to the next one")
-    scale, m = norm_factor(n, norm, inverse=False), n.bit_length() - 1
+    scale, m = norm_factor(n, norm, inverse=False), int(n).bit_length() - 1
     A, B = _sylvester((m + 1) // 2), _sylvester(m // 2)
     return kronecker((scale * A).to(dtype), B.to(dtype))
 
@@ -91,7 +94,8 @@ def hd3(d1: Tensor, d2: Tensor, d3: Tensor) -> LinearOperator:
     Holtmann-Rice, Kumar, "Orthogonal random features", NeurIPS 2016, without their factor √n.)
     """
     H = _hadamard_for(d1, d2, d3, norm="ortho")
-    return absorb(H, columns=d1) @ absorb(H, columns=d2) @ absorb(H, columns=d3)
+    A, B, C = (absorb(H, columns=d) for d in (d1, d2, d3))
+    return Product(Product(A, B), C)
 
 
 def fastfood(S: Tensor, G: Tensor, order: Tensor, B: Tensor) -> LinearOperator:
@@ -105,6 +109,7 @@ def fastfood(S: Tensor, G: Tensor, order: Tensor, B: Tensor) -> LinearOperator:
 
 
 def _hadamard_for(*vectors: Tensor, norm: Norm) -> MonarchMatrix:
+    check_tensors(*vectors)
     lengths = {tuple(v.shape) for v in vectors}
     if len(lengths) != 1 or vectors[0].ndim != 1:
         raise InputError("vectors of equal length", f"shapes {sorted(lengths)}", "one entry per point")

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.monarch import MonarchMatrix
 from monarch_sciml.linalg.operator import LinearOperator, Product, Scaled, Sum, check_last
 
@@ -22,6 +23,7 @@ class Selection(LinearOperator):
     """
 
     def __init__(self, index: Tensor, n: int):
+        check_tensors(index)
         kept = index[index >= 0]
         if index.ndim != 1 or index.dtype != torch.int64 or (index < -1).any() or (index >= n).any():
             raise InputError(
@@ -90,8 +92,10 @@ def absorb(M: MonarchMatrix, *, rows: Tensor | None = None, columns: Tensor | No
     """``diag(rows) · M · diag(columns)`` as a Monarch matrix: rows (S·J,) scale L, columns (K·I,) scale R."""
     L, R = M.L, M.R
     if rows is not None:
+        check_tensors(rows)
         L = L * rows.unflatten(-1, (L.shape[-2], L.shape[-3])).mT[..., None]
     if columns is not None:
+        check_tensors(columns)
         R = R * columns.unflatten(-1, (R.shape[-3], R.shape[-1]))[..., None, :]
     return MonarchMatrix(L, R)
 

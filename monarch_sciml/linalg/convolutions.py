@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.composition import absorb, cast, crop
 from monarch_sciml.linalg.monarch import MonarchMatrix
-from monarch_sciml.linalg.operator import LinearOperator
+from monarch_sciml.linalg.operator import LinearOperator, Product
 from monarch_sciml.linalg.transforms import balanced_factors, roots_of_unity
 
 __all__ = ["afdf", "chirp_dft", "circulant", "convolution", "hankel", "toeplitz"]
@@ -109,6 +110,7 @@ def chirp_dft(n: int, *, dtype: torch.dtype = torch.complex128) -> LinearOperato
 
 
 def _vector(c: Tensor) -> Tensor:
+    check_tensors(c)
     if c.ndim != 1 or not len(c):
         raise InputError("a vector of at least one entry", f"shape {tuple(c.shape)}", "pass one dimension")
     return c.to(torch.complex128)
@@ -172,7 +174,7 @@ def _product(
         right = MonarchMatrix(right.L.conj().resolve_conj(), right.R.conj().resolve_conj())
     if columns is not None:
         right = absorb(right, rows=_padded(columns.conj(), p))
-    return crop(cast(left, dtype) @ cast(right, dtype).H, m, n)
+    return crop(Product(cast(left, dtype), cast(right, dtype).H), m, n)
 
 
 def _padded(v: Tensor, p: int) -> Tensor:

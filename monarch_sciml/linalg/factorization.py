@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.monarch import MonarchMatrix
 from monarch_sciml.linalg.transforms import balanced_factors
 
@@ -49,6 +50,7 @@ def factorize(
             (A_i or C_j singular, and A with them, or D_ij with zeros throughout); a zero of D_ij in each row
             or each column of blocks; no shared eigenvectors, which is to say that A is not in the class.
     """
+    check_tensors(A)
     if A.ndim != 2 or A.shape[0] != A.shape[1] or not (A.is_floating_point() or A.is_complex()):
         raise InputError(
             "a square matrix (n, n), floating-point or complex",

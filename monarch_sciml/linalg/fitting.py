@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.monarch import MonarchMatrix
 from monarch_sciml.linalg.projection import project
 
@@ -34,8 +35,9 @@ def fit(
     by less than ``tol`` of itself, when it is rounding noise, or after ``sweeps``.
 
     For an M of this form and n independent inputs or more it is recovered at once. With fewer the dense
-    solution is not unique and the search may end in a local minimum, or halfway when inputs of several blocks
-    are equal, which it can not tell apart. With c of them M has T·K·(S + I − T) degrees of freedom for each
+    solution is not unique, and treats blocks of equal inputs alike, which no sweep tells apart: then a second
+    search starts from blocks of columns that are solved for one after the other, and the better one counts.
+    Either may end in a local minimum. With c of them M has T·K·(S + I − T) degrees of freedom for each
     of the S·c equations of a block of rows, S = m/J and I = n/K, so nothing less than c = T·K·(S + I − T)/S
     can do. See ``residuals`` for what was reached. A sweep costs O(J·min(S, K·T)·min(n, c)·(n·T)²), and
     memory for min(S, K·T)·min(n, c) × n·T numbers.
@@ -43,6 +45,7 @@ def fit(
     Half precision is solved in single. Raises ``InputError`` for samples that do not pair up, that are not
     floating-point, complex or finite, and as ``project`` for blocks and rank.
     """
+    check_tensors(X, Y)
     if X.ndim != 2 or Y.ndim != 2 or X.shape[1] != Y.shape[1] or not X.numel():
         raise InputError(
             "samples as columns, X (n, c) and Y (m, c)",
@@ -76,19 +79,42 @@ def fit(
     def residual(M: MonarchMatrix) -> float:
         return (torch.hypot((M @ X - reachable).norm(), rest) / size).item()
 
-    residuals, noise = [residual(M)], 10 * torch.finfo(dtype).eps
-    for _ in range(sweeps):
-        if residuals[-1] <= noise:
-            break
-        new = _sweep(M, X, reachable)
-        value = residual(new)
-        if not value < residuals[-1]:  # rounding
-            break
-        M = new
-        residuals.append(value)
-        if residuals[-2] - value < tol * residuals[-2]:
-            break
-    return result(M, residuals)
+    noise = 10 * torch.finfo(dtype).eps
+
+    def search(M: MonarchMatrix) -> tuple[MonarchMatrix, list[float]]:
+        residuals = [residual(M)]
+        for _ in range(sweeps):
+            if residuals[-1] <= noise:
+                break
+            new = _sweep(M, X, reachable)
+            value = residual(new)
+            if not value < residuals[-1]:  # rounding
+                break
+            M = new
+            residuals.append(value)
+            if residuals[-2] - value < tol * residuals[-2]:
+                break
+        return M, residuals
+
+    found = [search(M)]
+    if found[0][1][-1] > noise and torch.linalg.matrix_rank(X) < len(X):
+        found.append(search(_one_after_the_other(X, reachable, M.nblocks, rank)))
+    return result(*min(found, key=lambda each: each[1][-1]))
+
+
+def _one_after_the_other(X: Tensor, Y: Tensor, nblocks: tuple[int, int], rank: int) -> MonarchMatrix:
+    """For each block of inputs the slices of rank T that leave least of what those before have left of Y."""
+    J, K = nblocks
+    rest = Y.unflatten(0, (-1, J)).transpose(0, 1)  # (j, ℓ, c)
+    L, R = [], []
+    for inputs in X.unflatten(0, (K, -1)):  # (i, c)
+        A = rest @ torch.linalg.pinv(inputs)  # without regard to the rank
+        outputs = A @ inputs
+        U = torch.linalg.svd(outputs, full_matrices=outputs.shape[-1] < rank).U[..., :rank]
+        L.append(U)
+        R.append(U.mH @ A)
+        rest = rest - U @ R[-1] @ inputs
+    return MonarchMatrix(torch.stack(L, 2).flatten(2), torch.stack(R).flatten(1, 2))
 
 
 def _sweep(M: MonarchMatrix, X: Tensor, Y: Tensor) -> MonarchMatrix:

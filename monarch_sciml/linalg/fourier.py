@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import separable_multiply
+from monarch_sciml.kernels import check_tensors, separable_multiply
 from monarch_sciml.linalg.caching import kept
 from monarch_sciml.linalg.operator import LinearOperator
-from monarch_sciml.linalg.transforms import dft
+from monarch_sciml.linalg.transforms import roots_of_unity
 
 __all__ = ["FactoredTransform", "FourierTransform", "SeparableTransform", "centered_dft"]
 
@@ -29,6 +29,7 @@ class FourierTransform(LinearOperator):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., H, W) → (..., H, W), complex."""
+        check_tensors(x)
         transform = torch.fft.ifft2 if self.inverse else torch.fft.fft2
         return torch.fft.fftshift(transform(torch.fft.ifftshift(x, dim=AXES), norm="ortho"), dim=AXES)
 
@@ -46,12 +47,14 @@ class SeparableTransform(LinearOperator):
     """
 
     def __init__(self, A: Tensor, B: Tensor, planes: tuple[int, ...] = ()):
+        check_tensors(A, B)
         (M, H), (N, W) = A.shape[-2:], B.shape[-2:]
         super().__init__((*planes, M, N), (*planes, H, W))
         self.A, self.B, self.planes = A, B, tuple(planes)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., H, W) → (..., M, N); the axis that shrinks more goes first."""
+        check_tensors(x)
         dtype = torch.promote_types(x.dtype, self.A.dtype)
         A, B, x = self.A.to(dtype), self.B.to(dtype), x.to(dtype)
         (M, H), (N, W) = A.shape[-2:], B.shape[-2:]
@@ -102,5 +105,5 @@ def centered_dft(n: int) -> Tensor:
     """The centred orthonormal DFT of any length as a matrix (n, n), complex128. Cached: do not modify it."""
     if n < 1:
         raise InputError("a size of at least 1", str(n), "pass the length of the axis")
-    with torch.device("cpu"):
-        return dft(n, centered=True).to_dense(torch.complex128)
+    k = torch.arange(n, device="cpu") - n // 2
+    return roots_of_unity(n, k[:, None] * k) * n**-0.5

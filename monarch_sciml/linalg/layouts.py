@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.monarch import MonarchMatrix
 
 __all__ = ["from_block_layout", "linear_factors", "to_block_layout"]
@@ -26,6 +27,7 @@ def from_block_layout(w1: Tensor, w2: Tensor) -> MonarchMatrix:
     Otherwise slices have ranks ⌊q/l⌋ and ⌈q/l⌉ side by side, which equal blocks cannot hold: ``InputError``.
     Leading dimensions make a batch. R is a view of w1 where strides allow, L is w2 itself.
     """
+    check_tensors(w1, w2)
     fits = w1.ndim >= 3 and w2.ndim >= 3 and w1.shape[-3] * w1.shape[-2] == w2.shape[-3] * w2.shape[-1]
     if not fits or 0 in w1.shape[-3:] + w2.shape[-3:]:
         raise InputError(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import check_factors, monarch_dense, monarch_multiply
+from monarch_sciml.kernels import check_factors, check_tensors, monarch_dense, monarch_multiply
 from monarch_sciml.linalg.caching import traced
-from monarch_sciml.linalg.operator import LinearOperator, check_last
+from monarch_sciml.linalg.operator import LinearOperator, Product, check_last
 
 __all__ = ["MonarchMatrix", "StridePermutation"]
 
@@ -83,8 +83,7 @@ class MonarchMatrix(LinearOperator):
     def H(self) -> LinearOperator:
         """The adjoint, Monarch again between two stride permutations: factors R[k]ᴴ and L[j]ᴴ."""
         (J, S, _), (K, _, I) = self.L.shape[-3:], self.R.shape[-3:]
-        inner = MonarchMatrix(self.R.mH, self.L.mH)
-        return StridePermutation(I, K) @ inner @ StridePermutation(S, J)
+        return _between(StridePermutation(I, K), self.R.mH, self.L.mH, StridePermutation(S, J))
 
     def solve(self, b: Tensor) -> Tensor:
         """The x with ``M x = b``, by one LU factorisation of every block; ``b`` as in ``M @ x``.
@@ -94,6 +93,7 @@ class MonarchMatrix(LinearOperator):
         M itself; the result is differentiable. Raises ``InputError`` for other blocks, another number of rows
         or a block that is singular to working precision; not looked at in ``torch.func`` and compiled.
         """
+        check_tensors(b)
         (J, S, K, _), n = self._square_blocks("solve"), self.shape[1]
         if b.ndim == 0 or (b.shape[-2:-1] or b.shape) != (n,):
             raise InputError(
@@ -118,7 +118,7 @@ class MonarchMatrix(LinearOperator):
             _lu_solve(name, factor, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device))
             for name, factor in (("R", self.R), ("L", self.L))
         )
-        return StridePermutation(I, K) @ MonarchMatrix(R, L) @ StridePermutation(S, J)
+        return _between(StridePermutation(I, K), R, L, StridePermutation(S, J))
 
     def det(self) -> Tensor:
         """The determinant (...): that of all blocks times the sign of the two permutations between them.
@@ -171,6 +171,11 @@ class MonarchMatrix(LinearOperator):
 
     def __repr__(self) -> str:
         return f"MonarchMatrix{self.shape} with {self.nblocks} blocks of rank {self.rank}, {self.L.dtype}"
+
+
+def _between(left: StridePermutation, L: Tensor, R: Tensor, right: StridePermutation) -> Product:
+    """``left · M · right`` for the M of the factors L and R."""
+    return Product(left, Product(MonarchMatrix(L, R), right))
 
 
 def _lu_solve(name: str, blocks: Tensor, b: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 
 __all__ = ["LinearOperator", "Product", "Scaled", "Sum", "check_last"]
 
@@ -25,6 +26,7 @@ class LinearOperator(ABC):
 
     ``A @ x`` follows ``torch.matmul`` between vectors: (n,) gives (m,), a matrix (..., n, c) gives
     (..., m, c); for other domains it is ``A(x)``. ``A @ B`` is the operator that applies B first.
+    ``torch.compile`` knows ``@`` of tensors only: there write ``A(x)`` and ``Product(A, B)``.
     """
 
     domain: tuple[int, ...]
@@ -53,32 +55,21 @@ class LinearOperator(ABC):
     @property
     def gram(self) -> LinearOperator:
         """``AᴴA``, which an operator may know a shorter way to."""
-        return self.H @ self
+        return Product(self.H, self)
 
     @overload
     def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
     @overload
     def __matmul__(self, other: Tensor) -> Tensor: ...
     def __matmul__(self, other: LinearOperator | Tensor) -> LinearOperator | Tensor:
-        if not isinstance(other, LinearOperator | Tensor):
+        if isinstance(other, LinearOperator):
+            return Product(self, other)
+        if not isinstance(other, Tensor):
             raise InputError(
                 "a tensor or an operator on the right", type(other).__name__, "convert with torch.as_tensor"
             )
-        vectors = len(self.domain) == 1
-        if isinstance(other, LinearOperator):
-            found = other.codomain
-        else:
-            dims = tuple(other.shape)
-            found = (dims[-2:-1] or dims) if vectors else dims[-len(self.domain) :]
-        if found != self.domain:
-            rows = f"{self.domain[0]} rows" if vectors else f"{self.domain}"
-            raise InputError(
-                f"{rows} on the right of an operator of shape {self.shape}",
-                f"shape {tuple(other.shape) if vectors else found}",
-                "check the order of the product; to act on a last dimension call A(x)",
-            )
-        if isinstance(other, LinearOperator):
-            return Product(self, other)
+        vectors, dims = len(self.domain) == 1, tuple(other.shape)
+        _check_right(self, (dims[-2:-1] or dims) if vectors else dims[-len(self.domain) :], dims)
         if not vectors:
             return self(other)
         if other.ndim == 1:  # as one row: a batch of matrices gives a batch of results
@@ -120,9 +111,10 @@ class LinearOperator(ABC):
 
 
 class Product(LinearOperator):
-    """``A B``: what ``A @ B`` makes."""
+    """``A B``: what ``A @ B`` makes. Raises ``InputError`` when A does not take what B returns."""
 
     def __init__(self, A: LinearOperator, B: LinearOperator):
+        _check_right(A, B.codomain, B.shape)
         super().__init__(A.codomain, B.domain)
         self.A, self.B = A, B
 
@@ -133,7 +125,7 @@ class Product(LinearOperator):
     @property
     def H(self) -> LinearOperator:
         """``Bᴴ Aᴴ``."""
-        return self.B.H @ self.A.H
+        return Product(self.B.H, self.A.H)
 
     def __repr__(self) -> str:
         return f"{self.A!r} @ {self.B!r}"
@@ -184,6 +176,18 @@ class Scaled(LinearOperator):
         return (scalar.conj() if isinstance(scalar, Tensor) else scalar.conjugate()) * self.A.H
 
 
+def _check_right(A: LinearOperator, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Whether A can be multiplied with what has the domain ``found`` and, between vectors, that ``shape``."""
+    if found != A.domain:
+        vectors = len(A.domain) == 1
+        rows = f"{A.domain[0]} rows" if vectors else f"{A.domain}"
+        raise InputError(
+            f"{rows} on the right of an operator of shape {A.shape}",
+            f"shape {shape if vectors else found}",
+            "check the order of the product; to act on a last dimension call A(x)",
+        )
+
+
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, tuple):
         return tuple(_moved(v, device) for v in value)
@@ -197,6 +201,7 @@ def _device(value: Any) -> torch.device | None:
 
 
 def check_last(x: Tensor, n: int) -> None:
-    """Raises ``InputError`` unless x is (..., n)."""
+    """Raises ``InputError`` unless x is a tensor (..., n)."""
+    check_tensors(x)
     if x.shape[-1:] != (n,):
         raise InputError(f"a last dimension of {n}", f"x {tuple(x.shape)}", "move that axis to the end")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.monarch import MonarchMatrix
 from monarch_sciml.linalg.operator import LinearOperator
 from monarch_sciml.linalg.transforms import balanced_factors
@@ -19,6 +20,7 @@ def identity(n: int, *, dtype: torch.dtype = torch.float64) -> MonarchMatrix:
 
 def block_diagonal(blocks: Tensor) -> MonarchMatrix:
     """The matrix with ``blocks`` (K, J, I) on its diagonal: R holds them, every L[j] is the identity."""
+    check_tensors(blocks)
     if blocks.ndim != 3:
         raise InputError("blocks of equal shape (K, J, I)", f"shape {tuple(blocks.shape)}", "stack them")
     K, J, _ = blocks.shape
@@ -40,6 +42,7 @@ def permutation(order: Tensor, *, dtype: torch.dtype = torch.float64) -> LinearO
 
     Raises ``InputError`` unless ``order`` holds 0 … n − 1 once each.
     """
+    check_tensors(order)
     n = len(order) if order.ndim == 1 else 0
     indices = not (order.is_floating_point() or order.is_complex())
     if not n or not indices or not torch.equal(order.sort().values, torch.arange(n)):

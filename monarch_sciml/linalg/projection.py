@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.caching import traced
 from monarch_sciml.linalg.composition import Cropped
 from monarch_sciml.linalg.monarch import MonarchMatrix
@@ -37,7 +39,7 @@ def project(A: Tensor, nblocks: tuple[int, int] | None = None, *, rank: int = 1)
     """
     _check_matrix(A)
     m, n = A.shape[-2:]
-    J, K = nblocks or (balanced_factors(m)[0], balanced_factors(n)[1])
+    J, K = (balanced_factors(m)[0], balanced_factors(n)[1]) if nblocks is None else _pair(nblocks)
     if J < 1 or K < 1 or m % J or n % K:
         raise InputError(
             f"block counts (J, K) with J dividing {m} and K dividing {n}", f"({J}, {K})", "choose divisors"
@@ -63,7 +65,7 @@ def project_padded(A: Tensor, nblocks: tuple[int, int], *, rank: int = 1) -> Cro
     1 ≤ J ≤ m, 1 ≤ K ≤ n.
     """
     _check_matrix(A)
-    (m, n), (J, K) = A.shape[-2:], nblocks
+    (m, n), (J, K) = A.shape[-2:], _pair(nblocks)
     if not (1 <= J <= m and 1 <= K <= n):
         raise InputError(f"block counts (J, K) up to ({m}, {n})", f"({J}, {K})", "choose fewer blocks")
     return Cropped(project(F.pad(A, (0, -n % K, 0, -m % J)), nblocks, rank=rank), (m, n))
@@ -130,7 +132,16 @@ def choose_blocks(A: Tensor, budget: float) -> BlockChoice:
     return compare_blocks(A, budget)[0]
 
 
+def _pair(nblocks: tuple[int, int]) -> tuple[int, int]:
+    try:
+        J, K = map(index, nblocks)
+    except (TypeError, ValueError):
+        raise InputError("block counts (J, K), of L and of R", repr(nblocks), "pass two integers") from None
+    return J, K
+
+
 def _check_matrix(A: Tensor) -> None:
+    check_tensors(A)
     if A.ndim < 2 or not (A.is_floating_point() or A.is_complex()):
         raise InputError(
             "a floating-point or complex matrix (..., m, n)",

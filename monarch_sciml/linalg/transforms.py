@@ -10,7 +10,7 @@ from monarch_sciml.errors import InputError
 from monarch_sciml.linalg.caching import kept
 from monarch_sciml.linalg.composition import cast
 from monarch_sciml.linalg.monarch import MonarchMatrix, StridePermutation
-from monarch_sciml.linalg.operator import LinearOperator
+from monarch_sciml.linalg.operator import LinearOperator, Product
 
 __all__ = [
     "Norm",
@@ -93,7 +93,7 @@ def truncated_dft(
     first = -(n_modes // 2) if first is None else first
     L, R = fourier_factors(n, n_modes, first)
     L = L * (norm_factor(n, norm, inverse=False) * n**0.5)
-    return cast(MonarchMatrix(L, R), dtype) @ StridePermutation(*balanced_factors(n))
+    return Product(cast(MonarchMatrix(L, R), dtype), StridePermutation(*balanced_factors(n)))
 
 
 def dft(
@@ -116,7 +116,7 @@ def dft(
     L = L * (norm_factor(n, norm, inverse) * n**0.5)
     if inverse:
         L, R = L.conj().resolve_conj(), R.conj().resolve_conj()
-    return cast(MonarchMatrix(L, R), dtype) @ StridePermutation(*balanced_factors(n))
+    return Product(cast(MonarchMatrix(L, R), dtype), StridePermutation(*balanced_factors(n)))
 
 
 @kept(256)

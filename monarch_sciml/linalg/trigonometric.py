@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 from monarch_sciml.linalg.composition import Selection, absorb, cast, crop
 from monarch_sciml.linalg.monarch import MonarchMatrix
-from monarch_sciml.linalg.operator import LinearOperator
+from monarch_sciml.linalg.operator import LinearOperator, Product
 from monarch_sciml.linalg.transforms import Norm, norm_factor, roots_of_unity
 
 __all__ = ["acdc", "dct", "dst"]
@@ -61,12 +62,13 @@ def acdc(a: Tensor, d: Tensor, *, dtype: torch.dtype = torch.float64) -> LinearO
     Moczulski, Denil, Appleyard, de Freitas, "ACDC: A structured efficient linear layer", ICLR 2016. Two
     Monarch factors of rank 2, of the form M D Mᵀ: the permutations of C and Cᵀ cancel.
     """
+    check_tensors(a, d)
     if a.ndim != 1 or a.shape != d.shape or not len(a) or a.is_complex() or d.is_complex():
         found = f"{a.dtype} {tuple(a.shape)} and {d.dtype} {tuple(d.shape)}"
         raise InputError("two real vectors of equal length", found, "give one entry per point")
     M, order = _monarch("cos", len(a), 2, _edges("cos", len(a), 2) ** 0.5 * (2 * len(a)) ** -0.5)
     left = absorb(M, rows=a.double(), columns=d.double()[order])
-    return cast(left, dtype) @ cast(M, dtype).H
+    return Product(cast(left, dtype), cast(M, dtype).H)
 
 
 def _transform(

@@ -43,7 +43,7 @@ def check_data(network: nn.Module, kspace: Tensor, maps: Tensor) -> None:
     if weights not in (torch.float32, torch.float64):
         remedy = "convert the network: .float(); to save time, run it under torch.autocast"
         raise InputError("weights of float32 or float64", _name(weights), remedy)
-    wanted, shapes = weights.to_complex(), []
+    wanted, shapes = torch.promote_types(weights, torch.complex32), []  # to_complex, which compiles
     for data in (kspace, maps):
         if not isinstance(data, Tensor):
             raise InputError("k-space and maps as tensors", type(data).__name__, "pass torch.from_numpy(…)")

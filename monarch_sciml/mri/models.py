@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.linalg import FactoredTransform, LinearOperator, SeparableTransform
+from monarch_sciml.linalg import FactoredTransform, LinearOperator, Product, SeparableTransform
 from monarch_sciml.mri.inputs import check_data
 from monarch_sciml.mri.operators import Sampling, Sensitivity, conjugate_gradients, encoding, normalise
 from monarch_sciml.mri.regularisers import Refinement, SpectralRefinement, UNet
@@ -238,7 +238,7 @@ def _backward(maps: Tensor, inverse: LearnedFourier, pattern: Tensor) -> Callabl
     combine = Sensitivity(maps).H
     columns = pattern.reshape(-1, pattern.shape[-1]).any(0).nonzero().squeeze(1)
     if 2 * len(columns) >= pattern.shape[-1]:
-        return combine @ V
+        return Product(combine, V)
     sampled = SeparableTransform(V.A, V.B[:, columns], V.planes)
     return lambda y: combine(sampled(y[..., columns]))
 

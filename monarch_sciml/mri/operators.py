@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import has_fast_sense_normal, sense_normal
-from monarch_sciml.linalg import FourierTransform, LinearOperator, fourier_factors
+from monarch_sciml.linalg import FourierTransform, LinearOperator, Product, fourier_factors
 from monarch_sciml.mri.inputs import Array, as_tensor
 
 __all__ = ["Sampling", "Sensitivity", "conjugate_gradients", "encoding", "normalise"]
@@ -128,7 +128,7 @@ class _Encoding(LinearOperator):
 
     def __init__(self, maps: Array, pattern: Array):
         self.S, self.P = _parts(maps, pattern)
-        self.A = self.P @ FourierTransform(self.S.codomain) @ self.S
+        self.A = Product(self.P, Product(FourierTransform(self.S.codomain), self.S))
         super().__init__(self.A.codomain, self.A.domain)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class _Normal(LinearOperator):
         self.maps = maps
         self.axes = (-1,) if pattern.shape[-2] == 1 else (-2, -1)
         self.skipped = ~torch.fft.ifftshift(pattern, dim=self.axes)
-        fast = len(self.axes) == 1 and has_fast_sense_normal(self.maps)
+        fast = len(self.axes) == 1 and not torch.compiler.is_compiling() and has_fast_sense_normal(maps)
         self.factors = _sampled_factors(~self.skipped) if fast else None
 
     @property
@@ -230,7 +230,7 @@ def encoding(maps: Array, pattern: Array, fourier: LinearOperator | None = None)
     if fourier is None:
         return _Encoding(maps, pattern)
     S, P = _parts(maps, pattern)
-    return P @ fourier @ S
+    return Product(P, Product(fourier, S))
 
 
 def conjugate_gradients(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.linalg import project
-from monarch_sciml.nn.inputs import check_dtype
+from monarch_sciml.nn.inputs import check_dtype, integers
 from monarch_sciml.nn.linear import draw_orthogonal
 
 __all__ = ["MonarchConv"]
@@ -42,7 +42,7 @@ class MonarchConv(nn.Module):
 
     def __init__(self, conv: Conv, nblocks: int = 4):
         super().__init__()
-        channels = (conv.in_channels, conv.out_channels)
+        *channels, nblocks = integers("the sizes", conv.in_channels, conv.out_channels, nblocks)
         if nblocks < 1 or any(c % nblocks for c in channels):
             raise InputError(
                 f"a number of blocks that divides {channels[0]} and {channels[1]} channels",

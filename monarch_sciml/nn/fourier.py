@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from monarch_sciml.linalg import (
     centered_dft,
     fourier_factors,
 )
+from monarch_sciml.nn.inputs import integers
 
 __all__ = ["LearnedFourier"]
 
@@ -41,8 +42,8 @@ class LearnedFourier(nn.Module):
 
     def __init__(self, shape: tuple[int, int], *, inverse: bool = False, learned: bool = True):
         super().__init__()
-        self.shape, self.inverse = tuple(shape), inverse
-        for axis, n in zip("yx", shape, strict=True):
+        self.shape, self.inverse = integers("shape", *shape), inverse
+        for axis, n in zip("yx", self.shape, strict=True):
             for name, factor in zip("LR", fourier_factors(n, n, -(n // 2), origin=n // 2), strict=True):
                 real = torch.view_as_real(factor.conj().resolve_conj() if inverse else factor)
                 real = real.to(torch.get_default_dtype()).contiguous()
@@ -50,6 +51,7 @@ class LearnedFourier(nn.Module):
                     self.register_parameter(f"{name}_{axis}", nn.Parameter(real))
                 else:
                     self.register_buffer(f"{name}_{axis}", real)
+        self.register_load_state_dict_pre_hook(_dense_as_saved)
 
     def forward(self, *_: Tensor) -> NoReturn:
         """Raises ``InputError``: the module makes operators, see ``operator``."""
@@ -126,6 +128,14 @@ class LearnedFourier(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         return f"shape={self.shape}, inverse={self.inverse}, learned={isinstance(self.L_y, nn.Parameter)}"
+
+
+def _dense_as_saved(fourier: LearnedFourier, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A state that was saved dense makes the transform dense before it is loaded."""
+    for axis, n in zip("yx", fourier.shape, strict=True):
+        L, mine = state.get(f"{prefix}L_{axis}"), getattr(fourier, f"L_{axis}")
+        if L is not None and L.shape != mine.shape and L.shape == (1, n, n, 2):
+            fourier.densify_()
 
 
 def _resample(D: Tensor, size: int) -> Tensor:

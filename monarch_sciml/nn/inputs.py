@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from operator import index
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from monarch_sciml.errors import InputError
+from monarch_sciml.kernels import check_tensors
 
-__all__ = ["check_dtype", "needs_grid"]
+__all__ = ["check_dtype", "integers", "needs_grid"]
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -22,6 +24,7 @@ def check_dtype(x: Tensor, dtype: torch.dtype) -> None:
 
     Raises ``InputError``.
     """
+    check_tensors(x)
     if x.dtype == dtype:
         return
     device = x.device.type
@@ -33,6 +36,17 @@ def check_dtype(x: Tensor, dtype: torch.dtype) -> None:
         f"{str(x.dtype).removeprefix('torch.')}",
         f"convert one of them, such as x.to(torch.{name}), or train under torch.autocast",
     )
+
+
+def integers(name: str, *values: Any) -> tuple[int, ...]:
+    """``values`` as Python's own integers: those of NumPy are arrays to torch.compile.
+
+    Raises ``InputError`` for fractions and whatever else is no number to count with.
+    """
+    try:
+        return tuple(map(index, values))
+    except TypeError:
+        raise InputError(f"whole numbers for {name}", str(values), "convert them with int") from None
 
 
 def needs_grid(constructor: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import monarch_dense, monarch_multiply
+from monarch_sciml.kernels import check_tensors, monarch_dense, monarch_multiply
 from monarch_sciml.linalg import project
-from monarch_sciml.nn.inputs import check_dtype
+from monarch_sciml.nn.inputs import check_dtype, integers
 from monarch_sciml.nn.pointwise import PointwiseConv
 
 __all__ = ["MonarchLinear", "MonarchPointwise", "StackedLinear"]
@@ -60,7 +60,9 @@ class MonarchLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        if min(in_features, out_features, nblocks) < 1:
+        sizes = integers("the sizes", in_features, out_features, nblocks)
+        in_features, out_features, nblocks = sizes
+        if min(sizes) < 1:
             raise InputError(
                 "at least one feature and one block",
                 f"in_features={in_features}, out_features={out_features}, nblocks={nblocks}",
@@ -211,6 +213,7 @@ class MonarchPointwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, …) → (B, C_out, …)."""
+        check_tensors(x)
         channels = 1 if self.axes is None else -1 - self.axes
         return self.linear(x.movedim(channels, -1)).movedim(-1, channels).contiguous()
 

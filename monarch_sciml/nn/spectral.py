@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
-from monarch_sciml.kernels import fourier_convolution, spectral_convolution
+from monarch_sciml.kernels import check_tensors, fourier_convolution, spectral_convolution
 from monarch_sciml.kernels.derivatives import only_torch
 from monarch_sciml.linalg import interpolation
-from monarch_sciml.nn.inputs import check_dtype, needs_grid
+from monarch_sciml.nn.inputs import check_dtype, integers, needs_grid
 from monarch_sciml.nn.transform import LearnedTransform
 
 __all__ = ["MonarchSpectralConv", "use_learned_transforms"]
@@ -66,9 +66,10 @@ class MonarchSpectralConv(nn.Module):
         max_n_modes: int | Sequence[int] | None = None,
     ):
         super().__init__()
+        in_channels, out_channels = integers("channels", in_channels, out_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.grid = (grid,) if isinstance(grid, int) else tuple(grid)
-        total = _per_axis(n_modes if max_n_modes is None else max_n_modes, len(self.grid), "n_modes")
+        self.grid = _sizes(grid)
+        total = _modes(n_modes if max_n_modes is None else max_n_modes, len(self.grid))
         for m, n in zip(total, self.grid, strict=True):
             if not 1 <= m <= n:
                 raise InputError(
@@ -139,7 +140,7 @@ class MonarchSpectralConv(nn.Module):
         grid holds, and for odd sizes of any axis but the last: neuraloperator 2.0 exchanges frequencies
         there, no convolution.
         """
-        sizes = (grid,) if isinstance(grid, int) else tuple(grid)
+        sizes = _sizes(grid)
         if getattr(conv, "separable", False) or getattr(conv, "complex_data", False):
             raise InputError(
                 "a spectral convolution that mixes the channels of real data",
@@ -192,7 +193,7 @@ class MonarchSpectralConv(nn.Module):
 
     @n_modes.setter
     def n_modes(self, n_modes: int | Sequence[int]) -> None:
-        modes = _per_axis(n_modes, len(self.grid), "n_modes")
+        modes = _modes(n_modes, len(self.grid))
         if any(not 1 <= m <= top for m, top in zip(modes, self.max_n_modes, strict=True)):
             raise InputError(
                 f"n_modes between 1 and {self.max_n_modes}, for which there are weights",
@@ -225,6 +226,7 @@ class MonarchSpectralConv(nn.Module):
 
     def forward(self, x: Tensor, output_shape: Sequence[int] | None = None) -> Tensor:
         """The convolution on the grid of ``x``, evaluated on ``output_shape`` (default: the same grid)."""
+        check_tensors(x)
         sizes = self._output_sizes(x, output_shape)
         if x.shape[1] != self.in_channels or x.is_complex():
             raise InputError(
@@ -337,8 +339,16 @@ def is_spectral_conv(module: nn.Module) -> bool:
     return type(module).__name__ == "SpectralConv" and type(module).__module__.startswith("neuralop.")
 
 
+def _sizes(grid: Any) -> tuple[int, ...]:
+    return integers("grid", *(grid if isinstance(grid, Iterable) else (grid,)))
+
+
+def _modes(n_modes: Any, d: int) -> tuple[int, ...]:
+    return integers("n_modes", *_per_axis(n_modes, d, "n_modes"))
+
+
 def _per_axis(value: Any, d: int, name: str) -> tuple:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * d
+    values = tuple(value) if isinstance(value, Iterable) else (value,) * d
     if len(values) != d:
         raise InputError(f"one number or {d}, one per axis, for {name}", repr(value), "match the grid's axes")
     return values

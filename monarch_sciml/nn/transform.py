@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from monarch_sciml.errors import InputError
 from monarch_sciml.kernels import transform_planes
 from monarch_sciml.linalg import fourier_factors, interpolation
+from monarch_sciml.nn.inputs import integers
 
 __all__ = ["LearnedTransform"]
 
@@ -51,8 +55,8 @@ class LearnedTransform(nn.Module):
         learned: bool = True,
     ):
         super().__init__()
-        self.n, self.n_modes = n, n_modes
-        self.first = -(n_modes // 2) if first is None else first
+        first = -(n_modes // 2) if first is None else first
+        self.n, self.n_modes, self.first = integers("n, n_modes and first", n, n_modes, first)
         self.scale, self.hermitian = scale, hermitian
         L, R = self._fourier(torch.get_default_dtype())
         if learned:
@@ -60,6 +64,7 @@ class LearnedTransform(nn.Module):
         else:
             self.register_buffer("L", L)
             self.register_buffer("R", R)
+        self.register_load_state_dict_pre_hook(_dense_as_saved)
 
     def _fourier(self, dtype: torch.dtype) -> list[Tensor]:
         """The factors of the DFT."""
@@ -77,10 +82,10 @@ class LearnedTransform(nn.Module):
 
     def forward(self, size: int | None = None) -> Tensor:
         """W on a grid of ``size`` points (default n): its real and imaginary planes (2, n_modes, size)."""
-        if isinstance(size, Tensor) and size.ndim:
+        if isinstance(size, Tensor | np.ndarray) and size.ndim:
             raise InputError(
                 "a number of grid points, or nothing: a call gives the matrix W",
-                f"a tensor of shape {tuple(size.shape)}",
+                f"data of shape {tuple(size.shape)}",
                 "apply it by W = torch.complex(*transform()), then x.to(W.dtype) @ W.mT",
             )
         W = transform_planes(self.L, self.R, self.n_modes, scale=self.scale)
@@ -122,9 +127,39 @@ class LearnedTransform(nn.Module):
             self.register_buffer("R", one.expand(self.n, 1, 1, 2).contiguous())
         return self
 
+    @torch.no_grad()
+    def start_from_(self, W: Tensor) -> LearnedTransform:
+        """Become ``W``, complex (n_modes, n), in place: dense, and to be trained on from there.
+
+        For what no Monarch matrix near the DFT holds, such as Fourier series on points at unequal distances.
+        The synthesis of a layer takes the adjoint of the matrix it is to be. On another number of points W is
+        still composed with the interpolation between equidistant ones.
+
+        Raises:
+            InputError: another shape, numbers that are not finite, or a transform that is fixed.
+        """
+        expected = f"a finite matrix ({self.n_modes}, {self.n})"
+        if not isinstance(W, Tensor) or W.shape != (self.n_modes, self.n):
+            found = f"{tuple(W.shape)}" if isinstance(W, Tensor) else type(W).__name__
+            raise InputError(expected, found, "pass a tensor, a row for each mode, a column for each point")
+        if not W.isfinite().all():
+            raise InputError(expected, "NaN or infinity", "check the points")
+        if not isinstance(self.L, nn.Parameter):
+            raise InputError("a transform that learns", "a fixed one", "make the layer with learned=True")
+        self.densify_()
+        self.L.copy_(torch.view_as_real(W.to(self.L.dtype.to_complex()) / self.scale)[None])
+        return self
+
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         last = self.first + self.n_modes - 1
         kind = "learned" if isinstance(self.L, nn.Parameter) else "fixed"
         factors = f"{tuple(self.L.shape)} {tuple(self.R.shape)}"
         return f"n={self.n}, modes {self.first}…{last}, {kind}, factors {factors}"
+
+
+def _dense_as_saved(transform: LearnedTransform, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A state that was saved dense makes the transform dense before it is loaded."""
+    L = state.get(f"{prefix}L")
+    if L is not None and L.shape != transform.L.shape and L.shape == (1, transform.n_modes, transform.n, 2):
+        transform.densify_()

@@ -166,3 +166,13 @@ def test_an_empty_batch_stays_empty(dtype):
     x, *LR = operands(GRIDS[1], dtype, (0, 2))
     assert multiply(x, *LR).shape == x.shape
     assert multiply(x, *LR, x).shape == (0, *x.shape[-2:])
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_empty_batch_has_gradients_of_zero(twice):
+    operands_ = [t.requires_grad_() for t in operands(GRIDS[1], planes=(0, 2))]
+    maps = torch.randn(2, *operands_[0].shape[-2:], dtype=torch.complex64, requires_grad=True)
+    y = multiply(*operands_, maps)
+    grads = torch.autograd.grad(y, [*operands_, maps], torch.zeros_like(y), create_graph=twice)
+    for grad, t in zip(grads, [*operands_, maps], strict=True):
+        assert torch.equal(grad, torch.zeros_like(t))

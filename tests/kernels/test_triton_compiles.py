@@ -51,7 +51,7 @@ def compile_for_sm_90(kernel, programs, *arguments, **constants):
 def main():
     from monarch_sciml.kernels.triton import launch, monarch_multiply, sense_normal, spectral_convolution
 
-    launch._INTERPRETED = True  # lets tensors in that are on no GPU
+    launch.check = lambda *_: None  # lets tensors in that are on no GPU
     launch.run = compile_for_sm_90
     for dtype, precision in ((torch.float32, "tf32x3"), (torch.bfloat16, "ieee")):
         x = torch.empty(4, 64, 64, 64, dtype=dtype, requires_grad=True)

@@ -223,7 +223,7 @@ LOW = [(torch.float16, 4e-3), pytest.param(torch.bfloat16, 3e-2, marks=pytest.ma
 @pytest.mark.parametrize(("name", "case"), EACH[:3])
 def test_lower_precision_keeps_its_dtype(name, case, dtype, tol, device):
     if dtype == torch.bfloat16 and not CUDA:
-        pytest.skip("the interpreter multiplies bfloat16 wrongly")
+        pytest.skip("the interpreter refuses it")
     kernel, formula, operands = FUNCTIONS[name]
     lower = operands(case, device, dtype)
     assert kernel(*lower).dtype == dtype
@@ -345,6 +345,12 @@ def test_errors_name_the_remedy(device):
         sense_normal(z, maps, gram[:, 1:])
     with pytest.raises(InputError, match=r"complex64 operands; found torch.complex128, torch.complex64"):
         sense_normal(z, maps, gram.to(torch.complex128))
+
+
+@pytest.mark.skipif(CUDA, reason="of the interpreter")
+def test_the_interpreter_refuses_what_it_multiplies_wrongly():
+    with pytest.raises(InputError, match=r"another dtype.*found torch.bfloat16, .* wrongly; use float16"):
+        monarch_multiply(*(t.bfloat16() for t in product("square", "cpu")))
 
 
 def test_kernels_stay_off_a_device_without_triton(monkeypatch):

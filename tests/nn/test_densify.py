@@ -9,8 +9,12 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from monarch_sciml import InputError, MonarchLinear
+from monarch_sciml.mri.models import ModelConfig as ScanConfig
+from monarch_sciml.mri.models import SliceReconstructor
 from monarch_sciml.nn import LearnedFourier, LearnedTransform, MonarchConv
 from monarch_sciml.nn.convert import densify, monarchize
+from monarch_sciml.pde.models import FramePredictor
+from monarch_sciml.pde.models import ModelConfig as FlowConfig
 
 
 @pytest.mark.parametrize("sizes", [(12, 5), (13, 13), (10, 6)], ids=str)
@@ -40,6 +44,37 @@ def test_learned_transforms_become_dense_in_place(sizes, learned, double):
     other = LearnedTransform(n, modes, scale=0.3, hermitian=True, first=0, learned=learned).densify_()
     other.load_state_dict(transform.state_dict())
     assert torch.equal(other(), transform())
+
+
+def test_states_saved_dense_make_transforms_dense(double):
+    """So a model that was multiplied out is loaded as any other, into one that is built as before."""
+    for make in (lambda: LearnedTransform(12, 5), lambda: LearnedFourier((12, 7))):
+        dense = densify(make())
+        with torch.no_grad():
+            for p in dense.parameters():
+                p += torch.randn_like(p)
+        again = nn.Sequential(make())
+        again.load_state_dict(nn.Sequential(dense).state_dict())
+        assert [n for n, p in again.named_parameters()] == [f"0.{n}" for n, _ in dense.named_parameters()]
+        for name, value in dense.state_dict().items():
+            assert torch.equal(again.state_dict()[f"0.{name}"], value)
+        plain = make()
+        plain.load_state_dict(make().state_dict())  # and factors stay factors
+        assert [n for n, _ in plain.named_parameters()] == [n for n, _ in make().named_parameters()]
+
+
+def test_networks_saved_dense_come_back(tmp_path):
+    network = FlowConfig("fno-monarch", (12, 10), channels=1, n_in=1, modes=6, width=4, layers=2).build()
+    scans = ScanConfig("varnet-monarch", (12, 10), cascades=2, channels=2, pools=1)
+    for model, load in (
+        (network, FramePredictor.from_pretrained),
+        (SliceReconstructor(scans.build(), scans), SliceReconstructor.from_pretrained),
+    ):
+        densify(model)
+        model.save_pretrained(tmp_path / type(model).__name__)
+        state = load(tmp_path / type(model).__name__).state_dict()
+        assert state.keys() == model.state_dict().keys()
+        assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("inverse", [True, False])

@@ -1,11 +1,14 @@
 """A learned transform starts as the DFT on every grid, and stays one operator when it is trained."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from laws import relative_error
 from torch import fft, nn
 
-from monarch_sciml import InputError, LearnedTransform
+from monarch_sciml import InputError, LearnedTransform, MonarchSpectralConv
 from monarch_sciml.linalg import interpolation
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -101,9 +104,7 @@ def test_the_number_of_modes_is_checked():
 def test_data_in_the_place_of_a_size():
     """A call gives the matrix; the message tells how to apply it."""
     transform, x = LearnedTransform(64, n_modes=16), torch.randn(3, 64)
-    with pytest.raises(
-        InputError, match=r"a number of grid points.*found a tensor of shape \(3, 64\); apply"
-    ):
+    with pytest.raises(InputError, match=r"a number of grid points.*found data of shape \(3, 64\); apply"):
         transform(x)
     W = matrix(transform())
     assert relative_error(x.to(W.dtype) @ W.mT, fft.fft(x, norm="ortho")[:, torch.arange(-8, 8)]) < 1e-13
@@ -120,3 +121,51 @@ def test_half_a_spectrum_counts_each_pair_twice(n, n_modes, first):
         expected = (matrix(transform()) * twice[:, None]).mH
         torch.testing.assert_close(matrix(transform.adjoint()), expected)
         transform.float()
+
+
+# ------------------------------------------------------------------------------------ starting somewhere else
+
+
+def waves(x, first, n_modes):
+    """exp(2πi k x), (points, n_modes)."""
+    k = first + torch.arange(n_modes)
+    return torch.exp(2j * math.pi * x[:, None] * k)
+
+
+@pytest.mark.parametrize("sizes", [((16, 13), (6, 9)), ((12,), (8,))], ids=str)
+def test_layers_can_start_from_series_on_unequal_points(sizes, double):
+    """Fourier series at points that are not equidistant: a convolution there, and gradients that learn."""
+    grid, modes = sizes
+    layer = MonarchSpectralConv(1, 1, modes, grid=grid, bias=False)
+    points = [(torch.arange(n) + 0.3 * torch.rand(n)) / n for n in grid]
+    fields = []
+    for x, analysis, synthesis in zip(points, layer.analysis, layer.synthesis, strict=True):
+        m = max(-analysis.first, analysis.first + analysis.n_modes - 1)
+        every = torch.linalg.pinv(waves(x, -m, 2 * m + 1))
+        rows = slice(analysis.first + m, analysis.first + m + analysis.n_modes)
+        assert analysis.start_from_(every[rows]) is analysis
+        synthesis.start_from_(waves(x, analysis.first, analysis.n_modes).mH)
+        fields.append((2 * math.pi * 2 * x).cos())
+    field = fields[0] if len(grid) == 1 else fields[0][:, None] * fields[1]
+    with torch.no_grad():  # every mode times 3, and nothing else
+        layer.weight.copy_(torch.tensor([3.0, 0.0]).expand_as(layer.weight))
+    x = field[None, None].requires_grad_()
+    torch.testing.assert_close(layer(x), 3 * x)
+    layer(x).square().sum().backward()
+    assert all(t.L.grad.abs().sum() > 0 for t in (*layer.analysis, *layer.synthesis))
+    again = MonarchSpectralConv(1, 1, modes, grid=grid, bias=False)
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(x), layer(x))
+
+
+def test_what_a_transform_cannot_start_from():
+    transform = LearnedTransform(8, 5)
+    with pytest.raises(InputError, match=r"matrix \(5, 8\); found \(8, 5\); pass a tensor, a row for each"):
+        transform.start_from_(torch.ones(8, 5))
+    with pytest.raises(InputError, match=r"finite matrix \(5, 8\); found ndarray"):
+        transform.start_from_(np.ones((5, 8)))
+    with pytest.raises(InputError, match=r"finite matrix .*; found NaN or infinity"):
+        transform.start_from_(torch.full((5, 8), torch.nan))
+    with pytest.raises(InputError, match=r"a transform that learns; found a fixed one"):
+        LearnedTransform(8, 5, learned=False).start_from_(torch.ones(5, 8))
+    assert transform.L.shape != (1, 5, 8, 2)  # nothing has changed

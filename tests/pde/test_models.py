@@ -193,7 +193,8 @@ def test_other_grids_without_retraining(grid):
 @pytest.mark.parametrize("shape", [(2, 2, 2, 12, 10), (2, 3, 1, 12, 10), (2, 3, 2, 12), (3, 2, 12, 10)])
 def test_wrong_input_shapes_are_named(kind, shape):
     with pytest.raises(
-        InputError, match=r"frames \(batch, 3, 2, 2 grid axes\); found shape .*; pass as many frames and channels"
+        InputError,
+        match=r"frames \(batch, 3, 2, 2 grid axes\); found shape .*; pass as many frames and channels",
     ):
         config(kind).build()(torch.zeros(shape))
 

@@ -61,6 +61,9 @@ def check(tensors: Sequence[Tensor], precision: str) -> None:
         raise InputError(
             "operands all float32, float16 or bfloat16", found, "convert them, or use backend 'gemm'"
         )
+    if _INTERPRETED and torch.bfloat16 in dtypes:
+        found, remedy = "torch.bfloat16, which it multiplies wrongly", "use float16, or backend 'gemm'"
+        raise InputError("another dtype in Triton's interpreter", found, remedy)
     if precision not in get_args(Precision):
         raise InputError(f"a precision among {get_args(Precision)}", repr(precision), "pass one of them")
 
