@@ -42,13 +42,14 @@ RESULTS, RUNS = ROOT / "benchmarks" / "results", ROOT / "runs" / "transform_abla
 SEEDS = (0, 1, 2)
 # what the conclusions rest on has all seeds, the rest shows which way it goes
 SEEDED = ("fixed", "fixed-fast", "gains", "x0.3", "x1", "fast")
-SEEDED += ("padded", "padded-x1", "natural-noise", "from-natural-noise", "dense-noise", "from-sines-noise")
+SEEDED += ("padded", "padded-x1", "dense-noise", "from-sines-noise")
+SEEDED += ("natural-noise", "natural-fast-noise", "from-natural-noise")
 SEEDED += ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise", "fixed-axes", "axes")
 RATE, BATCH = 5e-3, 20
 FEW = ("fixed", "padded", "fixed-fast", "x0.3", "x1", "dense")
 WALLS = ("padded", "padded-x1", "sines", "sines-fast")
 FROM_SINES = ("from-sines", "from-sines-noise")
-STRETCHED = ("natural", "natural-noise", "from-natural-noise", "dense-noise")
+STRETCHED = ("natural", "natural-noise", "natural-fast-noise", "from-natural-noise", "dense-noise")
 NOISE = ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise")
 MIXING = ("fixed-blocks", "blocks", "fixed-axes", "axes")
 NOT_OF_FRAMES = (*WALLS, *FROM_SINES, *STRETCHED, *NOISE, "x3", "penalty", "fixed-blocks", "blocks")

@@ -321,6 +321,12 @@ VARIANTS = {
     "sines-fast": Variant("fixed, sine transforms, spectral weights × 3", sines, spectral=3.0),
     "natural": Variant("fixed, Fourier series on the stretched points", natural),
     "natural-noise": Variant("fixed, Fourier series on the stretched points, noise", natural, noise=0.01),
+    "natural-fast-noise": Variant(
+        "fixed, Fourier series on the stretched points, spectral weights × 3, noise",
+        natural,
+        spectral=3.0,
+        noise=0.01,
+    ),
     "from-natural-noise": Variant("dense, beginning as that series, noise", from_natural, noise=0.01),
     "dense-noise": Variant("dense matrices, noise", dense, noise=0.01),
     "from-sines": Variant("dense, beginning as sine transforms", from_sines),
