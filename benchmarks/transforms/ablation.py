@@ -67,6 +67,7 @@ WANTED = {
     "burgers-periodic": FEW[:1] + FEW[2:],
 }
 SHOWN = ("fixed", "fixed-fast", "x0.3", "x1", "fixed-noise", "noise")
+SHOWN += ("natural-noise", "from-natural-noise")
 PICTURED = (("torus", "x0.3"), ("basin", "x0.3"))
 Result = dict[str, Any]
 

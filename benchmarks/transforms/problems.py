@@ -183,7 +183,7 @@ PROBLEMS = {
         "Navier–Stokes on the torus, ν = 1e-5, 200 trajectories", torus("1e-5"), 200, 40, 20
     ),
     "stretched": Problem("Torus, ν = 1e-3, on a stretched grid, 100 trajectories", stretched, 100, 40, 20),
-    "basin": Problem("Navier–Stokes in a basin with walls, ν = 1e-4, 200 trajectories", basin, 200, 40, 20),
+    "basin": Problem("Flow in a basin with walls, ν = 1e-4, 200 trajectories", basin, 200, 40, 20),
     "burgers": Problem("Burgers with fixed ends, ν = 0.01, 1000 trajectories", burgers, 1000, 200, 20),
     "darcy": Problem("Darcy flow (neuraloperator's)", given("darcy"), 1000, 50, 100, 8, residual=False),
     "burgers-periodic": Problem("Burgers, periodic (neuraloperator's)", given("burgers"), 800, 400, 20, 12),
