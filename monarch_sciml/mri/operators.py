@@ -128,7 +128,7 @@ class _Encoding(LinearOperator):
 
     def __init__(self, maps: Array, pattern: Array):
         self.S, self.P = _parts(maps, pattern)
-        self.A = Product(self.P, Product(FourierTransform(self.S.codomain), self.S))
+        self.A = Product(Product(self.P, FourierTransform(self.S.codomain)), self.S)
         super().__init__(self.A.codomain, self.A.domain)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ def encoding(maps: Array, pattern: Array, fourier: LinearOperator | None = None)
     if fourier is None:
         return _Encoding(maps, pattern)
     S, P = _parts(maps, pattern)
-    return Product(P, Product(fourier, S))
+    return Product(Product(P, fourier), S)
 
 
 def conjugate_gradients(
