@@ -179,8 +179,9 @@ def peak_memory(run: Callable[[], Any], device: str = "cpu") -> int:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What a timing depends on: device, processor, threads, versions."""
-    record = {**environment(), "cpu": _cpu_model()}
+    """What a timing depends on: device, processor with its vector instructions, threads, versions."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    record = {**environment(), "cpu": f"{_cpu_model()}, {vectors}"}
     return record if device == "cuda" else {**record, "device": "cpu"}
 
 
