@@ -50,12 +50,13 @@ FEW = ("fixed", "padded", "fixed-fast", "x0.3", "x1", "dense")
 WALLS = ("padded", "padded-x1", "sines", "sines-fast")
 FROM_SINES = ("from-sines", "from-sines-noise")
 STRETCHED = ("natural", "natural-noise", "natural-fast-noise", "from-natural-noise", "dense-noise")
+ELSEWHERE = WALLS + FROM_SINES + STRETCHED
 NOISE = ("fixed-noise", "fixed-fast-noise", "noise", "x1-noise")
 MIXING = ("fixed-blocks", "blocks", "fixed-axes", "axes")
-NOT_OF_FRAMES = (*WALLS, *FROM_SINES, *STRETCHED, *NOISE, "x3", "penalty", "fixed-blocks", "blocks")
+NOT_OF_FRAMES = (*ELSEWHERE, *NOISE, "x3", "penalty", "fixed-blocks", "blocks")
 # every variant where it is cheap, the main ones elsewhere
 WANTED = {
-    "torus": tuple(name for name in VARIANTS if name not in WALLS + FROM_SINES + STRETCHED),
+    "torus": tuple(name for name in VARIANTS if name not in ELSEWHERE),
     "torus-frame": tuple(name for name in VARIANTS if name not in NOT_OF_FRAMES),
     "torus-500": ("fixed", "x0.3"),
     "torus-1e-4": ("fixed", "fixed-fast", "x0.3", "fixed-noise", "noise", *MIXING),

@@ -139,7 +139,7 @@ def from_natural(model: nn.Module) -> None:
 
 
 def natural(model: nn.Module) -> None:
-    """These, fixed."""
+    """The Fourier series of the flow on the stretched grid, as it stands."""
     from_natural(model)
     fixed(model)
 
